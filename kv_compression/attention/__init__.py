@@ -1,0 +1,145 @@
+"""Attention backends, one file each, right for every shape that a pruned cache brings about.
+
+A backend file defines
+
+- `attend(query, key, value, layout, scaling)`: query (B, Hq, Q, D), key and value (B, H, S, D) ->
+  the output, (B, Q, Hq, D), and the name of the kernel that ran;
+- `check(device_type, dtype)`: raises ValueError when the backend cannot run there.
+
+Transformers builds one mask for all layers from the first layer's length, which is wrong as soon
+as layers store different numbers of tokens. So no mask comes from there: the cache knows for every
+layer where each row's tokens begin, and that, with causality counted from the end, is the whole
+mask. `use_attention` puts a backend and a cache in place for the duration of a block.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+
+from kv_compression import plugins
+from kv_compression.attention.layout import Layout
+from kv_compression.cache import PrunedCache, PrunedLayer
+
+# Transformers gives special meanings to names that hold "flash" or "/".
+_REGISTERED_NAME = "kv_compression"
+
+_BACKEND_OF_TRANSFORMERS_NAME = {
+    "eager": "eager",
+    "sdpa": "sdpa",
+    "flash_attention_2": "flash2",
+    "flex_attention": "flex",
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every backend's name."""
+    return tuple(name for name in plugins.names(__name__) if name != "layout")
+
+
+def backend(name: str) -> ModuleType:
+    """The backend module `name`. Raises ValueError for an unknown name."""
+    if name not in names():
+        raise ValueError(f"{name!r} is none of {', '.join(names())}")
+    return plugins.load(__name__, name)
+
+
+def backend_of(model: PreTrainedModel) -> str:
+    """Name of the backend that does what the model's own attention implementation does."""
+    implementation = model.config._attn_implementation
+    if implementation not in _BACKEND_OF_TRANSFORMERS_NAME:
+        raise ValueError(
+            f"no backend stands for the attention implementation {implementation!r}; "
+            f"choose one of {', '.join(names())}"
+        )
+    return _BACKEND_OF_TRANSFORMERS_NAME[implementation]
+
+
+@dataclass
+class _Active:
+    """What `use_attention` has put in place."""
+
+    backend: ModuleType
+    cache: PrunedCache
+    kernels: dict[str, set[str]]
+    layouts: dict[tuple[int, ...] | None, Layout] = field(default_factory=dict)
+
+    def layout(self, layer: PrunedLayer, query: torch.Tensor, key: torch.Tensor) -> Layout:
+        """The layer's layout, shared by all layers that have the same one."""
+        wanted = (layer.starts, query.shape[2], key.shape[2], query.device)
+        layout = self.layouts.get(layer.starts)
+        if layout is None or layout.identity != wanted:
+            layout = self.layouts[layer.starts] = Layout(*wanted)
+        return layout
+
+
+_ACTIVE: ContextVar[_Active | None] = ContextVar("active attention", default=None)
+
+
+@contextmanager
+def use_attention(
+    model: PreTrainedModel, name: str, cache: PrunedCache
+) -> Iterator[dict[str, set[str]]]:
+    """Let `model` attend through backend `name` over `cache` inside the block.
+
+    Yields the kernels that ran, a set under "prefill" (more than one query token) and one under
+    "decode". The model's own attention implementation is put back at the end. Raises ValueError
+    when the backend cannot run on the model's device and dtype, or when the model does not take
+    its attention from transformers' AttentionInterface.
+    """
+    module = backend(name)
+    module.check(model.device.type, model.dtype)
+    AttentionInterface.register(_REGISTERED_NAME, _forward)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_REGISTERED_NAME)
+    if model.config._attn_implementation != _REGISTERED_NAME:
+        raise ValueError(f"{type(model).__name__} does not let its attention be chosen")
+    active = _Active(module, cache, kernels={"prefill": set(), "decode": set()})
+    token = _ACTIVE.set(active)
+    try:
+        yield active.kernels
+    finally:
+        _ACTIVE.reset(token)
+        model.set_attn_implementation(before)
+
+
+def _forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in every attention layer; query (B, Hq, Q, D)."""
+    active = _ACTIVE.get()
+    if active is None or attention_mask is not None:
+        raise RuntimeError("call the model inside `use_attention`, without an attention mask")
+    layer = active.cache.layers[module.layer_idx]  # type: ignore[index]
+    assert isinstance(layer, PrunedLayer)
+    _refuse_unsupported(layer, kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layout = active.layout(layer, query, key)
+    output, kernel = active.backend.attend(query, key, value, layout, scaling)
+    active.kernels["prefill" if query.shape[2] > 1 else "decode"].add(kernel)
+    layer.settle()
+    return output, None
+
+
+def _refuse_unsupported(layer: PrunedLayer, kwargs: dict[str, Any]) -> None:
+    """Raises NotImplementedError for what a layer asks of its attention that no backend does."""
+    window = kwargs.get("sliding_window")
+    if window is not None and layer.seen_tokens > window:
+        raise NotImplementedError(
+            f"the model attends through a sliding window of {window} tokens, which is shorter "
+            f"than this prompt; only full attention is supported"
+        )
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"the model's attention needs {name!r}, not supported here")

@@ -1,0 +1,77 @@
+"""flash2: FlashAttention-2 (arXiv 2307.08691), from the package flash-attn or from torch itself."""
+
+from functools import cache
+from importlib import metadata
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from kv_compression.attention.layout import Layout
+
+
+def check(device_type: str, dtype: torch.dtype) -> None:
+    """Needs a CUDA GPU and half precision."""
+    if device_type != "cuda":
+        raise ValueError("flash2 needs a CUDA GPU")
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"flash2 computes in bfloat16 or float16, not in {dtype}")
+
+
+@cache
+def package_version() -> str | None:
+    """Version of the package flash-attn, or None where it is not installed."""
+    try:
+        return metadata.version("flash-attn")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
+) -> tuple[torch.Tensor, str]:
+    """See the package. The kernels know no padding: a padded batch runs row by row, uncopied."""
+    version = package_version()
+    one_row = _attend_package if version else _attend_torch
+    name = f"flash-attn {version}" if version else "torch flash"
+    if layout.starts is None:
+        return one_row(query, key, value, scaling), name
+    # Padding stands first, so a row's first query that is a token is that many later.
+    new_from = layout.stored_len - layout.query_len
+    output = query.new_zeros(query.shape[0], layout.query_len, query.shape[1], value.shape[-1])
+    for row, start in enumerate(layout.starts):
+        first = max(0, start - new_from)
+        row_key, row_value = key[row, None, :, start:], value[row, None, :, start:]
+        output[row, None, first:] = one_row(
+            query[row, None, :, first:], row_key, row_value, scaling
+        )
+    return output, name
+
+
+def _attend_package(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    from flash_attn import flash_attn_func
+
+    # Since 2.1 `causal` is aligned to the lower right.
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return flash_attn_func(q, k, v, softmax_scale=scaling, causal=True)
+
+
+def _attend_torch(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    query_len, stored_len = query.shape[2], key.shape[2]
+    is_chunk = 1 < query_len < stored_len
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        output = scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=causal_lower_right(query_len, stored_len) if is_chunk else None,
+            is_causal=query_len == stored_len and query_len > 1,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return output.transpose(1, 2)

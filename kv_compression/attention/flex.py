@@ -1,0 +1,47 @@
+"""flex: FlexAttention (arXiv 2412.05496), compiled on CUDA, as written elsewhere."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+from kv_compression.attention.layout import Layout
+
+# Prefill, chunk and decode, padded or not, of some dtypes and head counts: more than torch's 8.
+_RECOMPILE_LIMIT = 64
+
+
+def check(device_type: str, dtype: torch.dtype) -> None:
+    """Runs everywhere."""
+
+
+@cache
+def _function(compiled: bool) -> Callable[..., Any]:
+    if not compiled:
+        function: Callable[..., Any] = flex_attention
+        return function
+    torch._dynamo.config.recompile_limit = max(
+        torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT
+    )
+    # A full graph or an error: torch would go on with the unfused function and say nothing of it.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
+) -> tuple[torch.Tensor, str]:
+    """See the package."""
+    # Compiling for a CPU needs a C++ compiler, which a bare machine does not have.
+    compiled = query.device.type == "cuda"
+    needs_mask = layout.query_len > 1 or layout.starts is not None
+    output = _function(compiled)(
+        query,
+        key,
+        value,
+        block_mask=layout.block_mask if needs_mask else None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.transpose(1, 2), "flex" if compiled else "flex (not compiled)"

@@ -1,0 +1,88 @@
+"""Which keys each query sees, from three numbers: starts, query length, stored length."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+_BLOCK = 128  # FlexAttention's block size
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Row b's tokens are the stored ones from starts[b] on, and the last Q of them are the queries.
+
+    Query i stands at stored index S - Q + i. It sees the row's tokens up to its own index and never
+    the padding before them. A query that is padding itself sees itself alone, so that its (unused)
+    output is finite.
+    """
+
+    starts: tuple[int, ...] | None
+    query_len: int
+    stored_len: int
+    device: torch.device
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What two layouts have to share to be the same."""
+        return self.starts, self.query_len, self.stored_len, self.device
+
+    @property
+    def is_square(self) -> bool:
+        """Whether the queries are all the stored tokens, as in a prefill from nothing."""
+        return self.query_len == self.stored_len
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """(B or 1, 1, Q, S) bool, true where a query sees a key."""
+        stored = torch.arange(self.stored_len, device=self.device)
+        own = stored[self.stored_len - self.query_len :, None]
+        causal = stored <= own
+        if self.starts is None:
+            return causal[None, None]
+        first = torch.tensor(self.starts, device=self.device)[:, None, None, None]
+        return causal & (stored >= first) | (stored == own)
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """The same as a FlexAttention block mask, built from block bounds: no Q x S tensor."""
+        starts = torch.tensor(self.starts or (0,), device=self.device)
+        offset = torch.tensor(self.stored_len - self.query_len, device=self.device)
+
+        def causal(
+            batch: torch.Tensor, head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
+        ) -> torch.Tensor:
+            return kv_idx <= q_idx + offset
+
+        def causal_from_start(
+            batch: torch.Tensor, head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
+        ) -> torch.Tensor:
+            own = q_idx + offset
+            return (kv_idx <= own) & (kv_idx >= starts[batch]) | (kv_idx == own)
+
+        first_query = torch.arange(0, self.query_len, _BLOCK, device=self.device)[:, None] + offset
+        last_query = (first_query + _BLOCK - 1).clamp(max=self.stored_len - 1)
+        first_key = torch.arange(0, self.stored_len, _BLOCK, device=self.device)
+        last_key = first_key + _BLOCK - 1
+        begins = starts[:, None, None]
+        touched = (first_key <= last_query) & (last_key >= begins)
+        touched |= (first_key <= last_query) & (last_key >= first_query)
+        # A block that reaches beyond the last key, or holds queries beyond the last one, needs the
+        # mask function.
+        whole = (last_key <= first_query) & (first_key >= begins)
+        whole &= (first_query + _BLOCK <= self.stored_len) & (last_key < self.stored_len)
+        return BlockMask.from_kv_blocks(
+            *_ordered(touched & ~whole),
+            *_ordered(whole),
+            BLOCK_SIZE=_BLOCK,
+            mask_mod=causal if self.starts is None else causal_from_start,
+            seq_lengths=(self.query_len, self.stored_len),
+        )
+
+
+def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, query blocks, key blocks) bool -> counts and key-block indices, chosen ones first."""
+    counts = blocks.sum(dim=-1, dtype=torch.int32)
+    indices = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return counts[:, None].contiguous(), indices.to(torch.int32)[:, None].contiguous()

@@ -1,0 +1,165 @@
+"""Prefill, compress, decode: the one loop that every mode runs through, and its clock."""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kv_compression.attention import use_attention
+from kv_compression.cache import PrunedCache, Pruning
+from kv_compression.measure import PeakMemory, Stopwatch, synchronize
+from kv_compression.selection import leading
+
+
+@dataclass(frozen=True)
+class Generation:
+    """New tokens of a batch and what they cost.
+
+    new_tokens: for each row its new tokens, a stop token included.
+    ttft_ms: from the call until the first new token is known on the host.
+    prefill_ms: ttft_ms without compress_ms.
+    compress_ms: choosing and moving what is kept, of all layers; it happens during prefill.
+    decode_ms: from the first new token to the last; 0 when there is one.
+    latency_ms: the whole request.
+    kv_bytes: keys and values stored once the prompt is compressed.
+    stored_tokens: the same in tokens, for each layer.
+    peak_prefill_bytes, peak_decode_bytes, peak_reserved_bytes: GPU memory; None without a GPU.
+    kernels: names of the attention kernels that ran, under "prefill" and "decode".
+    """
+
+    new_tokens: list[list[int]]
+    ttft_ms: float
+    prefill_ms: float
+    compress_ms: float
+    decode_ms: float
+    latency_ms: float
+    kv_bytes: int
+    stored_tokens: list[int]
+    peak_prefill_bytes: int | None
+    peak_decode_bytes: int | None
+    peak_reserved_bytes: int | None
+    kernels: dict[str, list[str]]
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token at which the model's answers end.
+
+    What the model's generation config says, which is what `model.generate` stops at; where it says
+    nothing, the tokenizer's end-of-sequence token.
+    """
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    if declared is None:
+        declared = tokenizer.eos_token_id
+    if declared is None:
+        return frozenset()
+    return frozenset([declared] if isinstance(declared, int) else declared)
+
+
+def padding_before(attention_mask: torch.Tensor) -> list[int]:
+    """Number of padding tokens before each row's tokens; attention_mask (B, S), 0 for padding.
+
+    Raises ValueError for a row without tokens and for padding that does not stand first.
+    """
+    mask = attention_mask.cpu().bool()
+    starts: list[int] = (~mask).sum(dim=1).tolist()
+    if any(start == mask.shape[1] for start in starts):
+        raise ValueError("a prompt has no tokens")
+    if any(not mask[row, start:].all() for row, start in enumerate(starts)):
+        raise ValueError("pad prompts on the left: tokenizer.padding_side = 'left'")
+    return starts
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    backend: str,
+    max_new_tokens: int,
+    pruning: Pruning | None = None,
+    stop_tokens: Collection[int] = (),
+) -> Generation:
+    """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
+
+    input_ids, attention_mask: (B, S), padded on the left.
+    backend: one of `attention.names()`.
+    pruning: None keeps every token: then, as with `keep_ratio=1`, the tokens are those of
+        `model.generate(do_sample=False)`.
+    The first new token comes from the whole prompt's cache; pruning shows from the second on.
+
+    Raises ValueError for prompts that are empty or padded on the right, and for settings that the
+    model or the backend cannot meet.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    device = next(model.get_input_embeddings().parameters()).device
+    devices = {parameter.device for parameter in model.parameters()}
+    batch, padded_len = input_ids.shape
+    starts = [0] * batch if attention_mask is None else padding_before(attention_mask)
+    input_ids = input_ids.to(device)
+    stopwatch, memory = Stopwatch(), PeakMemory(devices)
+    cache = PrunedCache(
+        model.config.get_text_config().num_hidden_layers,
+        pruning,
+        leading(starts),
+        reserve_tokens=max_new_tokens - 1,
+        stopwatch=stopwatch,
+    )
+    first_position = torch.tensor(starts, device=device)[:, None]
+
+    def step(tokens: torch.Tensor, seen: int) -> torch.Tensor:
+        """Next token of each row, (B,), after `tokens` (B, Q) that follow `seen` earlier ones."""
+        index = torch.arange(seen, seen + tokens.shape[1], device=device)
+        logits = model(
+            input_ids=tokens,
+            # A token's position counts its row's tokens before it, whatever the cache still holds.
+            position_ids=(index - first_position).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1].argmax(dim=-1)
+
+    with use_attention(model, backend, cache) as kernels:
+        memory.restart()
+        synchronize(devices)
+        began = time.perf_counter()
+        next_token = step(input_ids, seen=0)
+        answers = [[token] for token in next_token.tolist()]
+        first_known = time.perf_counter()
+        synchronize(devices)
+        peak_prefill, kv_bytes = memory.allocated(), cache.stored_bytes()
+        stored_tokens = [layer.keys.shape[2] for layer in cache.layers]
+        memory.restart()
+
+        decode_began = time.perf_counter()
+        for seen in range(padded_len, padded_len + max_new_tokens - 1):
+            if all(answer[-1] in stop_tokens for answer in answers):
+                break
+            next_token = step(next_token[:, None], seen)
+            for answer, token in zip(answers, next_token.tolist(), strict=True):
+                if answer[-1] not in stop_tokens:
+                    answer.append(token)
+        synchronize(devices)
+        ended = time.perf_counter()
+
+    ttft_ms = (first_known - began) * 1e3
+    compress_ms = stopwatch.total_ms()
+    decode_ms = (ended - decode_began) * 1e3 if max(map(len, answers)) > 1 else 0.0
+    return Generation(
+        new_tokens=answers,
+        ttft_ms=ttft_ms,
+        prefill_ms=ttft_ms - compress_ms,
+        compress_ms=compress_ms,
+        decode_ms=decode_ms,
+        latency_ms=ttft_ms + decode_ms,
+        kv_bytes=kv_bytes,
+        stored_tokens=stored_tokens,
+        peak_prefill_bytes=peak_prefill,
+        peak_decode_bytes=memory.allocated(),
+        peak_reserved_bytes=memory.reserved(),
+        kernels={phase: sorted(found) for phase, found in kernels.items()},
+    )

@@ -1,0 +1,1 @@
+"""The harness that the evaluation scripts share: settings, models, data, prompts, runs, results."""

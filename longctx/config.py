@@ -1,0 +1,324 @@
+"""Every setting, declared once: that one declaration parses, validates, helps and documents.
+
+A setting is a dataclass field made by `variable`; its environment variable is the field's name in
+capitals. KV methods and quantizations declare their own parameters, in their own files, as fields
+with the same metadata. `os.environ` is read in no other place.
+"""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import TypeAdapter, ValidationError
+
+from kv_compression import attention, methods
+from longctx import quantization
+from longctx.console import notice
+
+Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
+PositiveInt = Annotated[int, Ge(1)]
+NaturalInt = Annotated[int, Ge(0)]
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the message is one line for the person at the terminal."""
+
+    def __init__(self, variable: str, value: object, problem: str):
+        super().__init__(f"{variable}={value}: {problem}")
+
+
+def variable(
+    default: Any,
+    help: str,
+    *,
+    choices: Choices | None = None,
+    unused_when: tuple[str, str] | None = None,
+    changes_results: bool = True,
+) -> Any:
+    """A field that an environment variable sets.
+
+    choices: the values allowed, or a function that lists them.
+    unused_when: (other variable, value) with which this one has no effect.
+    changes_results: whether two runs that differ in it may differ in their figures.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "unused_when": unused_when,
+        "changes_results": changes_results,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that all evaluation scripts share."""
+
+    model_id: Annotated[str, MinLen(1)] = variable(
+        "mistralai/Mistral-7B-Instruct-v0.3",
+        "Hugging Face id, local folder, the built-in `smollm2-135m`, or `random/SHAPE`: that shape "
+        "with random weights, for speed and memory only",
+    )
+    attn_impl: str = variable(
+        "flash2",
+        "attention backend; unset on a machine without a GPU it falls to `sdpa`",
+        choices=attention.names,
+    )
+    n_samples: PositiveInt = variable(100, "samples, the first of the split")
+    batch_size: PositiveInt = variable(1, "prompts in one request")
+    contexts: Annotated[tuple[PositiveInt, ...], MinLen(1)] = variable(
+        (2048, 4096, 8192, 16384, 32768), "prompt lengths in tokens, question and all included"
+    )
+    max_new_tokens: PositiveInt = variable(64, "longest answer in tokens")
+    kv_mode: str = variable(
+        "none",
+        "how the prompt's KV cache is pruned",
+        choices=lambda: ("none", *methods.names()),
+    )
+    keep_ratio: Annotated[float, Gt(0), Le(1)] = variable(
+        0.7, "fraction of the prompt's tokens kept", unused_when=("KV_MODE", "none")
+    )
+    prune_after: NaturalInt = variable(
+        512,
+        "prune only prompts of at least this many tokens",
+        unused_when=("KV_MODE", "none"),
+    )
+    skip_layers: tuple[NaturalInt, ...] = variable(
+        (0, 1), "layers that are never pruned; empty for none", unused_when=("KV_MODE", "none")
+    )
+    kv_scope: str = variable(
+        "prompt",
+        "what is pruned: the whole prompt, once its first new token is known",
+        choices=("prompt",),
+        unused_when=("KV_MODE", "none"),
+    )
+    quant_mode: str = variable("none", "quantization of the weights", choices=quantization.names)
+    dtype: str = variable(
+        "bfloat16", "dtype of weights and cache", choices=("bfloat16", "float16", "float32")
+    )
+    device_map: Annotated[str, MinLen(1)] = variable(
+        "auto", "where the model goes: `auto`, `cpu`, `cuda`, `cuda:1`, `balanced`, ..."
+    )
+    trust_remote_code: bool = variable(False, "run Python code that comes with a model or data set")
+    dataset_id: Annotated[str, MinLen(1)] = variable(
+        "synthetic",
+        "hub id, a local `.json`, `.jsonl` or `.parquet` file of the same schema, or `synthetic`",
+    )
+    split: Annotated[str, MinLen(1)] = variable("test", "split of a hub data set")
+    truncate: str = variable(
+        "middle",
+        "what a document too long for its context loses, or `skip` to leave the sample out; "
+        "`head` and `tail` say which end is kept",
+        choices=("middle", "head", "tail", "skip"),
+    )
+    chat_template: str = variable(
+        "auto",
+        "wrap prompts in the tokenizer's chat template; `auto`: where it has one that helps",
+        choices=("auto", "on", "off"),
+    )
+    warmup: NaturalInt = variable(1, "uncounted requests before each context length")
+    seed: NaturalInt = variable(0, "seed of synthetic data, random weights and bootstrap")
+    logdir: Annotated[str, MinLen(1)] = variable(
+        "./logs", "folder for the results", changes_results=False
+    )
+    resume: bool = variable(
+        False, "go on with an unfinished run of the same settings in LOGDIR", changes_results=False
+    )
+    wandb_mode: str = variable(
+        "online",
+        "Weights & Biases; without credentials a run says so and goes on",
+        choices=("online", "offline", "disabled", "shared"),
+        changes_results=False,
+    )
+    wandb_project: Annotated[str, MinLen(1)] = variable(
+        "long-context-inference", "W&B project", changes_results=False
+    )
+    wandb_entity: str | None = variable(
+        None, "W&B user or team; unset: your default", changes_results=False
+    )
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def redefault(name: str, default: Any) -> Any:
+    """The field `name` of Settings with another default, for a script's own Settings."""
+    field = next(field for field in dataclasses.fields(Settings) if field.name == name)
+    return dataclasses.field(default=default, metadata=field.metadata)
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable, wherever it was declared."""
+
+    name: str
+    field: str
+    annotation: Any
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None
+    unused_when: tuple[str, str] | None
+    owner: tuple[str, str] | None
+    """(variable, value) of the KV method or quantization that it belongs to."""
+
+    def parse(self, text: str) -> Any:
+        """The value that `text` stands for. Raises SettingError."""
+        is_list = get_origin(_bare(self.annotation)) is tuple
+        if not text.strip() and not is_list:
+            raise SettingError(self.name, text, "is empty; leave it unset for its default")
+        value: Any = text.strip()
+        if is_list:
+            value = [part.strip() for part in text.split(",")] if text.strip() else []
+            if len(set(value)) < len(value):
+                raise SettingError(self.name, text, "names a value twice")
+        if self.choices is not None and value not in self.choices:
+            close = difflib.get_close_matches(value.lower(), self.choices, n=1, cutoff=0.7)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise SettingError(self.name, text, f"choose one of {', '.join(self.choices)}{hint}")
+        try:
+            return TypeAdapter(self.annotation).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].replace("Input should", "should")
+            example = f"; for example {self.name}={text_of(self.default)}"
+            raise SettingError(self.name, text, problem + (example if is_list else "")) from None
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def text_of(value: Any) -> str:
+    """A value as one would write it in the shell."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
+    hints = get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        assert field.default is not MISSING
+        meta = field.metadata
+        choices = meta.get("choices")
+        yield Variable(
+            name=meta.get("env", field.name.upper()),
+            field=field.name,
+            annotation=hints[field.name],
+            default=field.default,
+            help=meta["help"],
+            choices=choices() if callable(choices) else choices,
+            unused_when=meta.get("unused_when"),
+            owner=owner,
+        )
+
+
+def variables(cls: type[Settings] = Settings) -> list[Variable]:
+    """Every variable of a script: its settings, then those of all KV methods and quantizations."""
+    found = list(_declared(cls, owner=None))
+    for name in methods.names():
+        found += _declared(methods.method_class(name), owner=("KV_MODE", name))
+    for name in quantization.names():
+        found += _declared(quantization.quantization_class(name), owner=("QUANT_MODE", name))
+    return found
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the environment says: settings, the parameters of plug-ins, and what was set at all."""
+
+    values: Mapping[str, Any]
+    is_set: frozenset[str]
+    declared: list[Variable]
+
+    def parameters(self, variable: str, value: str) -> dict[str, Any]:
+        """Keyword arguments for the plug-in that `variable` = `value` chooses."""
+        mine = [known for known in self.declared if known.owner == (variable, value)]
+        return {known.field: self.values[known.name] for known in mine}
+
+    def method(self) -> methods.PruningMethod | None:
+        """The KV method that KV_MODE chooses, with its parameters."""
+        name = self.values["KV_MODE"]
+        if name == "none":
+            return None
+        return methods.method_class(name)(**self.parameters("KV_MODE", name))
+
+    def quantization(self) -> quantization.Quantization:
+        """The quantization that QUANT_MODE chooses, with its parameters."""
+        name = self.values["QUANT_MODE"]
+        return quantization.quantization_class(name)(**self.parameters("QUANT_MODE", name))
+
+    def fingerprint_values(self, cls: type[Settings]) -> dict[str, Any]:
+        """Values of the variables that can change a figure."""
+        bookkeeping = {
+            field.name.upper()
+            for field in dataclasses.fields(cls)
+            if not field.metadata["changes_results"]
+        }
+        return {name: value for name, value in self.values.items() if name not in bookkeeping}
+
+
+def read(
+    cls: type[AnySettings], environ: Mapping[str, str] = os.environ
+) -> tuple[AnySettings, Environment]:
+    """Settings from the environment. Raises SettingError; prints a notice for what looks misspelt
+    or has no effect."""
+    declared = variables(cls)
+    values = {
+        known.name: known.parse(environ[known.name]) if known.name in environ else known.default
+        for known in declared
+    }
+    is_set = frozenset(known.name for known in declared if known.name in environ)
+    _warn_of_misspellings(environ, [known.name for known in declared])
+    for known in declared:
+        condition = known.unused_when
+        if known.owner is not None and values[known.owner[0]] != known.owner[1]:
+            condition = (known.owner[0], values[known.owner[0]])
+        if known.name in is_set and condition and values[condition[0]] == condition[1]:
+            notice(f"{known.name} has no effect with {condition[0]}={condition[1]}")
+    own = {known.field: values[known.name] for known in declared if known.owner is None}
+    return cls(**own), Environment(values, is_set, declared)
+
+
+def _warn_of_misspellings(environ: Mapping[str, str], known: list[str]) -> None:
+    for name in environ:
+        if name in known or len(name) < 5 or not name.isupper():
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.87)
+        if close:
+            notice(f"{name} is not a setting; did you mean {close[0]}?")
+
+
+def help_text(cls: type[Settings]) -> str:
+    """The table of variables that `--help` prints."""
+    rows = [
+        (known.name, text_of(known.default) or "(unset)", description(known))
+        for known in variables(cls)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = ["environment variables (name, default, meaning):", ""]
+    for name, default, meaning in rows:
+        lines.append(f"  {name:<{widths[0]}}  {default:<{widths[1]}}  {meaning}")
+    return "\n".join(lines)
+
+
+def markdown_table(cls: type[Settings]) -> str:
+    """The same table for the README."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for known in variables(cls):
+        default = f"`{text_of(known.default)}`" if text_of(known.default) else ""
+        meaning = description(known).replace("|", "\\|")
+        lines.append(f"| `{known.name}` | {default} | {meaning} |")
+    return "\n".join(lines)
+
+
+def description(known: Variable) -> str:
+    """Help, choices and the plug-in that a variable belongs to, in one line."""
+    choices = f": {', '.join(known.choices)}" if known.choices else ""
+    owner = f" (with {known.owner[0]}={known.owner[1]})" if known.owner else ""
+    return f"{known.help}{choices}{owner}"

@@ -1,0 +1,118 @@
+"""METEOR, ROUGE and answered %, per sample, through `evaluate` and without a download."""
+
+import re
+import string
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from longctx import wordnet
+
+if TYPE_CHECKING:
+    import evaluate
+
+SCORE_NAMES = ("meteor", "rouge1", "rougeL")
+
+_PUNCTUATION = string.punctuation + "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}"
+_ABSTENTIONS = {
+    "unknown",
+    "unanswerable",
+    "none",
+    "na",
+    "not known",
+    "not given",
+    "not mentioned",
+    "not stated",
+    "not specified",
+    "no answer",
+    "i dont know",
+    "i do not know",
+    "cannot be determined",
+    "cannot answer",
+}
+
+
+def is_answer(prediction: str) -> bool:
+    """False for an answer that is empty, or an abstention such as "Unknown"."""
+    plain = prediction.casefold().translate(str.maketrans("", "", _PUNCTUATION))
+    plain = re.sub(r"^(the )?answer is ", "", " ".join(plain.split()))
+    return bool(plain) and plain not in _ABSTENTIONS
+
+
+def check() -> None:
+    """Raises RuntimeError or ImportError, with the way out, when a score could not be computed."""
+    wordnet.check()
+    _metric()
+
+
+def score(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[dict[str, float | None]]:
+    """meteor, rouge1 and rougeL of each prediction, best over its references, from 0 to 1.
+
+    METEOR: Banerjee and Lavie 2005 with stems and WordNet synonyms, NLTK's implementation and
+    parameters. ROUGE: F-measure of Lin 2004, rouge_score's implementation, without stemming.
+    A sample without a reference scores None.
+    """
+    usable = [[reference for reference in mine if reference.strip()] for mine in references]
+    rows = [row for row, mine in enumerate(usable) if mine]
+    scores: list[dict[str, float | None]] = [dict.fromkeys(SCORE_NAMES) for _ in predictions]
+    if rows:
+        computed = _metric().compute(
+            predictions=[predictions[row] for row in rows],
+            references=[usable[row] for row in rows],
+        )
+        for name in SCORE_NAMES:
+            for row, value in zip(rows, computed[name], strict=True):
+                scores[row][name] = float(value)
+    return scores
+
+
+def words(text: str) -> list[str]:
+    """Penn Treebank words, lower-cased; a sentence's full stop is a word of its own everywhere."""
+    from nltk.tokenize import NLTKWordTokenizer
+
+    tokens = NLTKWordTokenizer().tokenize(text.lower())
+    # NLTK splits off only the last full stop; the others it leaves to a sentence splitter, which
+    # would be one more download.
+    return [part for token in tokens for part in re.split(r"(?<=[\w'])(\.)$", token) if part]
+
+
+@cache
+def _metric() -> "evaluate.Metric":
+    """An `evaluate` metric defined here, so that nothing is fetched."""
+    import datasets
+    import evaluate
+    from nltk.translate.meteor_score import meteor_score
+    from rouge_score.rouge_scorer import RougeScorer
+
+    rouge = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+
+    class AnswerOverlap(evaluate.Metric):
+        """METEOR and ROUGE of each prediction, best over its references."""
+
+        def _info(self) -> "evaluate.MetricInfo":
+            return evaluate.MetricInfo(
+                description="METEOR, ROUGE-1 and ROUGE-L, best over the references, per sample",
+                citation="",
+                features=datasets.Features(
+                    {
+                        "predictions": datasets.Value("string"),
+                        "references": datasets.List(datasets.Value("string")),
+                    }
+                ),
+            )
+
+        def _compute(
+            self, predictions: list[str], references: list[list[str]], **_: Any
+        ) -> dict[str, list[float]]:
+            scores: dict[str, list[float]] = {name: [] for name in SCORE_NAMES}
+            for prediction, mine in zip(predictions, references, strict=True):
+                scores["meteor"].append(
+                    meteor_score([words(reference) for reference in mine], words(prediction))
+                )
+                for name, result in rouge.score_multi(mine, prediction).items():
+                    scores[name].append(result.fmeasure)
+            return scores
+
+    return AnswerOverlap(keep_in_memory=True)

@@ -1,0 +1,256 @@
+"""Tokenizer and model, from the hub, a folder, a package or random weights."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
+from transformers.utils import logging
+
+from kv_compression.cache import check_skip_layers
+from longctx import builtin
+from longctx.config import SettingError, Settings
+from longctx.console import notice
+from longctx.quantization import Quantization
+
+_RANDOM_PREFIX = "random/"
+
+
+def _rope(theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+# Shapes of well-known models, for speed and memory without a download.
+_RANDOM_SHAPES: dict[str, PreTrainedConfig] = {
+    "mistral-7b": MistralConfig(
+        vocab_size=32768,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=32768,
+        sliding_window=None,
+        rope_parameters=_rope(1e6),
+    ),
+    "llama-3-8b": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        rope_parameters=_rope(5e5),
+    ),
+    "qwen2-7b": Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        use_sliding_window=False,
+        tie_word_embeddings=False,
+        rope_parameters=_rope(1e6),
+    ),
+    "smollm2-135m": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        rope_parameters=_rope(1e5),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from, found out without loading its weights.
+
+    path: what `from_pretrained` takes.
+    is_random: random weights, so that quality means nothing.
+    prefers_raw_prompts: the model reads plain prompts better than its own chat template.
+    """
+
+    path: str
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    is_random: bool
+    prefers_raw_prompts: bool
+
+
+def find(settings: Settings) -> ModelSource:
+    """The model's config and tokenizer. Raises SettingError when they cannot be had."""
+    model_id = settings.model_id
+    if model_id.startswith(_RANDOM_PREFIX):
+        shape = model_id.removeprefix(_RANDOM_PREFIX)
+        if shape not in _RANDOM_SHAPES:
+            shapes = ", ".join(_RANDOM_PREFIX + name for name in _RANDOM_SHAPES)
+            raise SettingError("MODEL_ID", model_id, f"the shapes are {shapes}")
+        path, config = _builtin_folder("smollm2-135m", model_id), _RANDOM_SHAPES[shape]
+    else:
+        path = _builtin_folder(model_id, model_id) if builtin.exists(model_id) else model_id
+        config = None
+    with _clear_errors(model_id):
+        options = {"trust_remote_code": settings.trust_remote_code}
+        if config is None:
+            config = AutoConfig.from_pretrained(path, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    if not tokenizer.is_fast:
+        raise SettingError("MODEL_ID", model_id, "its tokenizer has no fast version, needed here")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    is_random = model_id.startswith(_RANDOM_PREFIX)
+    return ModelSource(path, config, tokenizer, is_random, is_random or builtin.exists(model_id))
+
+
+def check(settings: Settings, source: ModelSource) -> None:
+    """Raises SettingError for settings that the model's config rules out; notes doubtful ones."""
+    text_config = source.config.get_text_config()
+    if settings.kv_mode != "none":
+        try:
+            check_skip_layers(settings.skip_layers, text_config.num_hidden_layers)
+        except ValueError as error:
+            raise SettingError(
+                "SKIP_LAYERS", ",".join(map(str, settings.skip_layers)), f"{error}"
+            ) from None
+    longest = max(settings.contexts) + settings.max_new_tokens
+    for kind in set(getattr(text_config, "layer_types", None) or ()):
+        if kind not in ("full_attention", "sliding_attention"):
+            raise SettingError(
+                "MODEL_ID", settings.model_id, f"its {kind} layers are not supported"
+            )
+    window = getattr(text_config, "sliding_window", None)
+    if window is not None and getattr(text_config, "use_sliding_window", True) and longest > window:
+        problem = f"attends through a sliding window of {window} tokens, shorter than {longest}"
+        raise SettingError("MODEL_ID", settings.model_id, f"{problem} (CONTEXTS + MAX_NEW_TOKENS)")
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and longest > positions and not source.is_random:
+        notice(
+            f"{settings.model_id} was made for {positions} tokens; at longer CONTEXTS its quality "
+            f"figures say little"
+        )
+
+
+def load(
+    settings: Settings, source: ModelSource, quantization: Quantization
+) -> tuple[PreTrainedModel, float]:
+    """The model, ready to run, and the seconds that loading took. Raises SettingError."""
+    began = time.perf_counter()
+    logging.disable_progress_bar()
+    if settings.trust_remote_code:
+        notice("TRUST_REMOTE_CODE is on: Python code that comes with the model runs here")
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, settings.dtype),
+        "device_map": settings.device_map,
+        "quantization_config": quantization.config(),
+        "trust_remote_code": settings.trust_remote_code,
+        # Attention is chosen for each request; this only keeps transformers from choosing first.
+        "attn_implementation": "eager",
+    }
+    with _clear_errors(settings.model_id):
+        if source.is_random:
+            model = _random_model(settings, source.config, options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path, use_safetensors=True, **options
+            )
+    model.eval()
+    if source.is_random:
+        # Random weights say nothing about where an answer ends: every answer has full length.
+        model.generation_config.eos_token_id = []
+    return model, time.perf_counter() - began
+
+
+def _random_model(
+    settings: Settings, config: PreTrainedConfig, options: dict[str, Any]
+) -> PreTrainedModel:
+    torch.manual_seed(settings.seed)
+    on_gpu = settings.device_map != "cpu" and torch.cuda.is_available()
+    if not settings.device_map.startswith("cuda"):
+        options["device_map"] = "cuda:0" if on_gpu else "cpu"
+    device = torch.device(options["device_map"])
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
+    if options["quantization_config"] is None:
+        return model
+    weights = model.state_dict()
+    del model
+    return AutoModelForCausalLM.from_pretrained(
+        None,  # type: ignore[arg-type]
+        config=config,
+        state_dict=weights,
+        **options,
+    )
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all parameters and buffers, shared ones counted once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _builtin_folder(name: str, model_id: str) -> str:
+    try:
+        return str(builtin.folder(name))
+    except builtin.NotInstalledError as error:
+        raise SettingError("MODEL_ID", model_id, str(error)) from None
+
+
+@contextmanager
+def _clear_errors(model_id: str) -> Iterator[None]:
+    """Turn the ways in which the hub says no into one line."""
+    try:
+        yield
+    except GatedRepoError:
+        problem = "is gated: ask for access on its page, then log in with `hf auth login`"
+        raise SettingError("MODEL_ID", model_id, problem) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise SettingError("MODEL_ID", model_id, "no such model on the hub (or private)") from None
+    except (OSError, ValueError) as error:
+        # Transformers wraps what the hub said.
+        causes, cause = [], error.__cause__ or error.__context__
+        while cause is not None:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            problem = "is gated: ask for access on its page, then log in with `hf auth login`"
+        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            problem = "no such model on the hub (or private: log in with `hf auth login`)"
+        elif Path(model_id).is_dir():
+            problem = f"cannot be loaded from this folder: {_first_line(error)}"
+        elif isinstance(error, OSError):
+            problem = (
+                "is neither a folder here nor in the cache, and the hub cannot be reached or does "
+                "not have it; a built-in model: MODEL_ID=smollm2-135m"
+            )
+        else:
+            problem = _first_line(error)
+        raise SettingError("MODEL_ID", model_id, problem) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

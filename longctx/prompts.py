@@ -1,0 +1,156 @@
+"""Prompts that fill their context exactly: the document is cut, the question never."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+_MAX_FITTING_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A prompt as text: what stands before the document, the document, what stands after it."""
+
+    before: str
+    document: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt in tokens.
+
+    document_tokens: tokens of the whole document; dropped_tokens: how many of them were cut.
+    """
+
+    text: str
+    input_ids: list[int]
+    document_tokens: int
+    dropped_tokens: int
+
+
+class ContextTooShortError(ValueError):
+    """Instructions and question alone are longer than the context."""
+
+    def __init__(self, context_tokens: int, needed_tokens: int):
+        super().__init__(f"instructions and question alone take {needed_tokens} tokens")
+        self.context_tokens = context_tokens
+        self.needed_tokens = needed_tokens
+
+
+class PromptBuilder:
+    """Turns parts into prompts of at most a given number of tokens.
+
+    chat_template: wrap the prompt as one user turn in the tokenizer's template. Without it the
+    tokenizer adds its own special tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: bool):
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self._document_spans = lru_cache(maxsize=8)(self._find_document_spans)
+
+    def fixed_tokens(self, parts: Parts) -> int:
+        """Tokens of the prompt without its document."""
+        return len(self._encode(self._text(parts, "")))
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a piece of a document."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def build(self, parts: Parts, context_tokens: int, truncate: str) -> Prompt | None:
+        """The longest prompt of at most `context_tokens` tokens.
+
+        truncate: what a document too long for the context keeps: "middle" (both ends, LongBench's
+        protocol), "head", "tail", or "skip", which gives None. Raises ContextTooShortError.
+        """
+        fixed = self.fixed_tokens(parts)
+        if fixed > context_tokens:
+            raise ContextTooShortError(context_tokens, fixed)
+        spans = self._document_spans(parts.document)
+        whole = (
+            self._attempt(parts, parts.document)
+            if fixed + len(spans) < 2 * context_tokens
+            else None
+        )
+        if whole is not None and len(whole[1]) <= context_tokens:
+            return Prompt(*whole, document_tokens=len(spans), dropped_tokens=0)
+        if truncate == "skip":
+            return None
+        kept, (text, input_ids) = self._fit(parts, spans, context_tokens, fixed, _CUTS[truncate])
+        return Prompt(text, input_ids, len(spans), len(spans) - kept)
+
+    def _fit(
+        self,
+        parts: Parts,
+        spans: list[tuple[int, int]],
+        context_tokens: int,
+        fixed: int,
+        cut: Callable[[str, list[tuple[int, int]], int], str],
+    ) -> tuple[int, tuple[str, list[int]]]:
+        """Number of document tokens kept, and the prompt.
+
+        Text cut out of a document does not always have as many tokens as were counted in the
+        whole, so the number is corrected until the prompt fits exactly, or the best one is known.
+        """
+        best_kept, best = 0, self._attempt(parts, "")
+        too_many = len(spans)
+        kept = min(context_tokens - fixed, too_many - 1)
+        for _ in range(_MAX_FITTING_STEPS):
+            attempt = self._attempt(parts, cut(parts.document, spans, kept))
+            surplus = len(attempt[1]) - context_tokens
+            if surplus <= 0 and kept >= best_kept:
+                best_kept, best = kept, attempt
+            if surplus > 0:
+                too_many = min(too_many, kept)
+            kept = min(kept - surplus, too_many - 1)
+            if surplus == 0 or kept <= best_kept:
+                break
+        return best_kept, best
+
+    def _attempt(self, parts: Parts, document: str) -> tuple[str, list[int]]:
+        text = self._text(parts, document)
+        return text, self._encode(text)
+
+    def _text(self, parts: Parts, document: str) -> str:
+        content = parts.before + document + parts.after
+        if not self.chat_template:
+            return content
+        turn = [{"role": "user", "content": content}]
+        return str(
+            self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        # A chat template writes its special tokens itself. Silent: documents are longer than the
+        # model's window on purpose.
+        special = not self.chat_template
+        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+    def _find_document_spans(self, document: str) -> list[tuple[int, int]]:
+        encoding = self.tokenizer(
+            document, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return list(encoding["offset_mapping"])
+
+
+def _middle(document: str, spans: list[tuple[int, int]], kept: int) -> str:
+    head, tail = (kept + 1) // 2, kept // 2
+    return _head(document, spans, head) + _tail(document, spans, tail)
+
+
+def _head(document: str, spans: list[tuple[int, int]], kept: int) -> str:
+    return document[: spans[kept - 1][1]] if kept else ""
+
+
+def _tail(document: str, spans: list[tuple[int, int]], kept: int) -> str:
+    return document[spans[-kept][0] :] if kept else ""
+
+
+_CUTS: dict[str, Callable[[str, list[tuple[int, int]], int], str]] = {
+    "middle": _middle,
+    "head": _head,
+    "tail": _tail,
+}

@@ -1,0 +1,241 @@
+"""The result schema and the files it is kept in. No other place knows either."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kv_compression.generation import Generation
+from longctx import statistics
+
+Row = dict[str, Any]
+Summary = dict[str, Any]
+
+_GB = 1e9
+_MEASURES = (
+    "latency_ms",
+    "ttft_ms",
+    "prefill_ms",
+    "compress_ms",
+    "decode_ms",
+    "ms_per_token",
+    "tok_per_s",
+    "ms_per_token_decode",
+    "tok_per_s_decode",
+)
+
+
+def run_id(model: str, attn: str, n: int, batch: int, kv_mode: str, quant_mode: str) -> str:
+    """Name of a run and of its files: letters, digits, dots, dashes and underscores only."""
+    timestamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    name = f"{model}_{attn}_N{n}_B{batch}_KV{kv_mode}_Q{quant_mode}_{timestamp}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
+
+
+def model_name(model_id: str) -> str:
+    """The model's name in results: a folder's last part, a hub id as it is."""
+    return Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
+
+
+def gigabytes(count: int | None) -> float | None:
+    """Bytes in GB of 10^9 bytes."""
+    return None if count is None else count / _GB
+
+
+def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]) -> Row:
+    """Row of a request that succeeded. `identity` holds run_id, model and so on."""
+    new_tokens = [len(tokens) for tokens in result.new_tokens]
+    total, steps = sum(new_tokens), max(new_tokens) - 1
+    decoded = total - len(new_tokens)
+    mean_tokens = total / len(new_tokens)
+    peaks = [result.peak_prefill_bytes, result.peak_decode_bytes]
+    return identity | {
+        "latency_ms_total": result.latency_ms,
+        "ttft_ms": result.ttft_ms,
+        "prefill_ms": result.prefill_ms,
+        "compress_ms": result.compress_ms,
+        "decode_ms": result.decode_ms,
+        "avg_gen_tokens": mean_tokens,
+        "tok_per_s": total / result.latency_ms * 1e3,
+        "ms_per_token": result.latency_ms / mean_tokens,
+        "tok_per_s_decode": decoded / result.decode_ms * 1e3 if steps else None,
+        "ms_per_token_decode": result.decode_ms / steps if steps else None,
+        "kv_cache_gb": gigabytes(result.kv_bytes),
+        "stored_tokens_per_layer": result.stored_tokens,
+        "peak_gpu_mem_gb": gigabytes(max((p for p in peaks if p is not None), default=None)),
+        "peak_prefill_gb": gigabytes(result.peak_prefill_bytes),
+        "peak_decode_gb": gigabytes(result.peak_decode_bytes),
+        "peak_reserved_gb": gigabytes(result.peak_reserved_bytes),
+        "kernel_prefill": "+".join(result.kernels["prefill"]),
+        "kernel_decode": "+".join(result.kernels["decode"]),
+        "success": True,
+        "samples": samples,
+    }
+
+
+def failed_row(identity: Row, error: BaseException, *, oom: bool) -> Row:
+    """Row of a request that failed."""
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
+    nothing = ("latency_ms_total", "ttft_ms", "avg_gen_tokens", "tok_per_s", "ms_per_token")
+    return (
+        identity
+        | dict.fromkeys((*nothing, "peak_gpu_mem_gb"))
+        | {"success": False, "error": message, "oom": oom, "samples": []}
+    )
+
+
+def context_summary(
+    identity: Summary, rows: Sequence[Row], score_names: Sequence[str], seed: int
+) -> Summary:
+    """Summary of one context length over its rows; figures of failed requests do not exist."""
+    good = [row for row in rows if row["success"]]
+    samples = [sample for row in good for sample in row["samples"]]
+    summary: Summary = identity | {"n_requests": len(rows)}
+    for measure in _MEASURES:
+        key = "latency_ms_total" if measure == "latency_ms" else measure
+        values = [row[key] for row in good if row[key] is not None]
+        summary[f"{measure}_p50"] = statistics.percentile(values, 50)
+        summary[f"{measure}_p95"] = statistics.percentile(values, 95)
+    for measure in ("peak_gpu_mem_gb", "peak_prefill_gb", "peak_decode_gb", "peak_reserved_gb"):
+        values = [row[measure] for row in good if row[measure] is not None]
+        summary[f"{measure}_p95"] = statistics.percentile(values, 95)
+    summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in good])
+    for phase in ("kernel_prefill", "kernel_decode"):
+        summary[phase] = "+".join(sorted({row[phase] for row in good} - {""}))
+    for name in score_names:
+        scores = [sample[name] for sample in samples if sample[name] is not None]
+        summary[name] = statistics.mean(scores)
+        summary[f"{name}_ci95"] = statistics.mean_interval(scores, seed)
+    answered = [sample["answered"] for sample in samples if sample["answered"] is not None]
+    summary["answered_pct"] = 100 * sum(answered) / len(answered) if answered else None
+    summary["answered_count"] = sum(answered) if answered else None
+    summary["total_count"] = len(samples)
+    summary["n_failed"] = len(rows) - len(good)
+    summary["n_oom"] = sum(bool(row.get("oom")) for row in rows)
+    summary["prompt_tokens_mean"] = statistics.mean([s["prompt_tokens"] for s in samples])
+    summary["dropped_tokens_mean"] = statistics.mean([s["dropped_tokens"] for s in samples])
+    summary["n_truncated"] = sum(s["dropped_tokens"] > 0 for s in samples)
+    return summary
+
+
+def fingerprint(values: dict[str, Any], data_fingerprint: str) -> str:
+    """Sixteen hex digits that two runs share when their settings and data are the same."""
+    text = json.dumps([values, data_fingerprint], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class RunFiles:
+    """The files of one run in `logdir`.
+
+    While it runs, `{run_id}_rows.jsonl`: the run's meta data, then each row as soon as it is made.
+    At each context's end `{run_id}.jsonl` with one line a context. At the end `{run_id}_full.json`,
+    which holds the rows too, so that the first file goes.
+    """
+
+    def __init__(self, logdir: Path, meta: dict[str, Any], rows: list[Row]):
+        self.meta = meta
+        self.rows = rows
+        self.journal = logdir / f"{meta['run_id']}_rows.jsonl"
+        self.summaries_path = logdir / f"{meta['run_id']}.jsonl"
+        self.full_path = logdir / f"{meta['run_id']}_full.json"
+
+    @classmethod
+    def start(cls, logdir: Path, meta: dict[str, Any]) -> "RunFiles":
+        """A new run; `meta["run_id"]` gets a number behind it when the name is taken."""
+        wanted, number = meta["run_id"], 1
+        while True:
+            files = cls(logdir, meta, rows=[])
+            try:
+                if files.summaries_path.exists() or files.full_path.exists():
+                    raise FileExistsError
+                with open(files.journal, "x", encoding="utf-8") as journal:
+                    journal.write(_line({"run_meta": meta}))
+                return files
+            except FileExistsError:
+                number += 1
+                meta["run_id"] = f"{wanted}-{number}"
+
+    @classmethod
+    def unfinished(cls, logdir: Path, wanted_fingerprint: str) -> "RunFiles | None":
+        """The latest unfinished run with this fingerprint; a line cut off by its end is dropped."""
+        newest_first = sorted(
+            logdir.glob("*_rows.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True
+        )
+        for path in newest_first:
+            entries = _whole_lines(path)
+            meta = entries[0].get("run_meta", {}) if entries else {}
+            if meta.get("fingerprint") == wanted_fingerprint:
+                files = cls(logdir, meta, rows=entries[1:])
+                write_whole(files.journal, "".join(map(_line, entries)))
+                return files
+        return None
+
+    def add(self, row: Row) -> None:
+        """Keep a row; it is on disk when this returns."""
+        self.rows.append(row)
+        with open(self.journal, "a", encoding="utf-8") as journal:
+            journal.write(_line(row))
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def write_summaries(self, summaries: Sequence[Summary]) -> None:
+        """Write the per-context lines."""
+        write_whole(self.summaries_path, "".join(map(_line, summaries)))
+
+    def finish(self, summaries: Sequence[Summary], summary: Summary) -> dict[str, Any]:
+        """Write the full file, let the journal go, and return what was written."""
+        full = {
+            "run_meta": self.meta,
+            "ctx_summaries": list(summaries),
+            "rows": self.rows,
+            "summary": summary,
+        }
+        write_whole(self.full_path, json.dumps(_plain(full), indent=1) + "\n")
+        self.journal.unlink()
+        return full
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
+
+
+def _line(value: Any) -> str:
+    return json.dumps(_plain(value), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it: what is not a number becomes null, floats get 6 digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries

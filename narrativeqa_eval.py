@@ -1,0 +1,66 @@
+"""NarrativeQA: answer a question about a whole book or film script.
+
+Prompt and protocol follow LongBench's NarrativeQA: the document is cut in the middle to fill the
+context, decoding is greedy, and every score is the best over the references.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from longctx import metrics, synthetic
+from longctx.config import Settings, redefault, variable
+from longctx.prompts import Parts
+from longctx.runner import Sample, Task, main
+
+INSTRUCTIONS = (
+    "You are given a story, which can be either a novel or a movie script, and a question. Answer "
+    "the question as concisely as you can, using a single phrase if possible. Do not provide any "
+    "explanation."
+)
+
+
+@dataclass(frozen=True)
+class NarrativeQASettings(Settings):
+    """The shared settings, with NarrativeQA's defaults."""
+
+    dataset_id: str = redefault("dataset_id", "deepmind/narrativeqa")
+    logdir: str = redefault("logdir", "./logs/narrativeqa")
+    use_summary: bool = variable(False, "the summary in place of the full text")
+
+
+def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -> Sample:
+    """A Sample of a record in the schema of `deepmind/narrativeqa`."""
+    document, question = record["document"], record["question"]
+    extra = {"answer_depth": question["answer_depth"]} if "answer_depth" in question else {}
+    return Sample(
+        sample_id=f"{document['id']}-{number}",
+        parts=Parts(
+            before=f"{INSTRUCTIONS}\n\nStory: ",
+            document=document["summary"]["text"] if settings.use_summary else document["text"],
+            after=f"\n\nNow answer the question based on the story.\n\n"
+            f"Question: {question['text'].strip()}\n\nAnswer:",
+        ),
+        references=[answer["text"] for answer in record["answers"]],
+        extra=extra,
+    )
+
+
+def answer(text: str, prompt_is_raw: bool) -> str:
+    """The prediction in a model's text. After a raw prompt a model writes on: one line counts."""
+    text = text.strip()
+    return text.split("\n", 1)[0].strip() if prompt_is_raw else text
+
+
+TASK = Task(
+    name="narrativeqa",
+    settings=NarrativeQASettings,
+    sample=sample,
+    synthesize=synthetic.stories,
+    answer=answer,
+    score=metrics.score,
+    score_names=metrics.SCORE_NAMES,
+    check_scores=metrics.check,
+)
+
+if __name__ == "__main__":
+    main(TASK, __doc__)

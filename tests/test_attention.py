@@ -1,0 +1,107 @@
+"""Every backend against float64: prefill, chunks, single queries, padding, grouped heads."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kv_compression import attention
+from kv_compression.attention.layout import Layout
+from tests import reference
+
+HEADS = [(4, 4), (6, 2), (8, 1), (9, 3)]  # query heads, key/value heads: MHA, GQA, MQA
+
+
+def worst_error(backend, shape, dtype, device, seed):
+    """Largest error of any token's output, and the kernel's name."""
+    heads, head_dim, query_len, stored, starts, batch = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(n_heads, length):
+        tensor = torch.randn(batch, n_heads, length, head_dim, generator=generator)
+        return tensor.to(device, dtype)
+
+    query, key, value = (
+        random(heads[0], query_len),
+        random(heads[1], stored),
+        random(heads[1], stored),
+    )
+    scaling = head_dim**-0.5
+    layout = Layout(starts, query_len, stored, query.device)
+    output, kernel = attention.backend(backend).attend(query, key, value, layout, scaling)
+    expected = reference.attention(query, key, value, starts, scaling)
+    assert output.shape == expected.shape
+    assert output.isfinite().all()
+    tokens = ~expected.isnan()
+    return (output.double().cpu() - expected)[tokens].abs().max().item(), kernel
+
+
+@st.composite
+def shapes(draw, max_stored=70):
+    stored = draw(st.integers(1, max_stored))
+    query_len = draw(st.sampled_from([1, stored, draw(st.integers(1, stored))]))
+    batch = draw(st.integers(1, 3))
+    # The last token of a row is always a token.
+    starts = tuple(draw(st.integers(0, stored - 1)) for _ in range(batch))
+    heads, head_dim = draw(st.sampled_from(HEADS)), draw(st.sampled_from([16, 32, 64]))
+    return heads, head_dim, query_len, stored, starts if any(starts) else None, batch
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**31))
+def test_backend_matches_float64(backend, shape, seed):
+    error, _ = worst_error(backend, shape, torch.float32, "cpu", seed)
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+@pytest.mark.parametrize("query_len", [300, 129, 128, 1])
+@pytest.mark.parametrize("starts", [None, (0, 131), (128, 257)])
+def test_backend_matches_float64_across_blocks(backend, query_len, starts):
+    shape = ((4, 2), 16, query_len, 300, starts, 2)
+    error, _ = worst_error(backend, shape, torch.float32, "cpu", seed=1)
+    assert error < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", attention.names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", HEADS)
+def test_backend_matches_float64_on_gpu(backend, dtype, heads):
+    try:
+        attention.backend(backend).check("cuda", dtype)
+    except ValueError:
+        pytest.skip("not for this dtype")
+    torch.manual_seed(0)
+    for query_len, stored in ((1, 1), (1, 131), (131, 131), (64, 257), (300, 300)):
+        for starts in (None, (0, stored - 1), (stored // 2, stored // 3)):
+            shape = (heads, 64, query_len, stored, starts, 2)
+            error, kernel = worst_error(backend, shape, dtype, "cuda", seed=stored)
+            tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3 if backend == "flex" else 1e-4
+            assert error < tolerance, (shape, kernel)
+
+
+def test_kernel_names():
+    shape = ((4, 2), 16, 5, 5, None, 1)
+    kernels = {
+        name: worst_error(name, shape, torch.float32, "cpu", 0)[1]
+        for name in ("eager", "sdpa", "flex")
+    }
+    assert kernels == {
+        "eager": "eager",
+        "sdpa": "torch flash (cpu)",
+        "flex": "flex (not compiled)",
+    }
+
+
+def test_flash2_refuses_cpu_and_float32():
+    with pytest.raises(ValueError, match="GPU"):
+        attention.backend("flash2").check("cpu", torch.bfloat16)
+    with pytest.raises(ValueError, match="bfloat16"):
+        attention.backend("flash2").check("cuda", torch.float32)
+
+
+def test_unknown_backend_lists_the_choices():
+    with pytest.raises(ValueError, match="eager, flash2, flex, sdpa"):
+        attention.backend("layout")

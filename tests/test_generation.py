@@ -1,0 +1,282 @@
+"""Tokens against `model.generate` and against a float64 model that knows nothing of caches."""
+
+import math
+
+import pytest
+import torch
+from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
+
+from kv_compression.attention import backend_of
+from kv_compression.cache import Pruning
+from kv_compression.generation import generate, padding_before, stop_token_ids
+from kv_compression.kv_l2_dynamic import generate_with_l2_compress
+from kv_compression.methods.l2 import Method as L2
+from tests.models import CONFIGS, batch, tiny
+
+CPU_BACKENDS = ["eager", "sdpa", "flex"]
+LENGTHS = [37, 5, 131, 1]
+
+
+class Tokenizer:
+    """The two attributes that generation asks of a tokenizer."""
+
+    eos_token_id = None
+    pad_token_id = 0
+
+
+def reference_tokens(model, input_ids, attention_mask=None, new_tokens=10):
+    """What `model.generate` says, one list a row."""
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+    )
+    return output[:, input_ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_without_pruning_and_at_ratio_1_tokens_are_those_of_generate(architecture, backend):
+    model = tiny(architecture)
+    input_ids, mask = batch(LENGTHS)
+    expected = reference_tokens(model, input_ids, mask)
+    assert len({tuple(row) for row in expected}) == len(LENGTHS)
+    for pruning in (None, Pruning(L2(), keep_ratio=1.0, prune_after=0)):
+        result = generate(
+            model, input_ids, mask, backend=backend, max_new_tokens=10, pruning=pruning
+        )
+        assert result.new_tokens == expected
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
+def test_a_pruned_row_is_the_same_in_a_batch_and_alone(heads, backend):
+    model = tiny(heads=heads[0], kv_heads=heads[1])
+    input_ids, mask = batch(LENGTHS)
+    pruning = Pruning(L2(), keep_ratio=0.4, prune_after=6, skip_layers=(0, 2))
+    together = generate(model, input_ids, mask, backend=backend, max_new_tokens=8, pruning=pruning)
+    for row, length in enumerate(LENGTHS):
+        alone = input_ids[row : row + 1, -length:]
+        single = generate(model, alone, backend=backend, max_new_tokens=8, pruning=pruning)
+        assert single.new_tokens[0] == together.new_tokens[row]
+
+
+def visibility(keys, prompt_len, keep_ratio):
+    """(H, S, S) bool: what a pruned cache lets each query see, by definition."""
+    heads, total, _ = keys.shape
+    seen = torch.tril(torch.ones(total, total, dtype=torch.bool)).repeat(heads, 1, 1)
+    for head in range(heads):
+        norms = keys[head, :prompt_len].norm(dim=-1).tolist()
+        ranked = sorted(range(prompt_len), key=lambda place: (norms[place], place))
+        for place in ranked[math.ceil(keep_ratio * prompt_len) :]:
+            seen[head, prompt_len:, place] = False
+    return seen
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("keep_ratio", [0.9, 0.5, 0.1])
+@pytest.mark.parametrize("skip_layers", [(), (0,), (1, 2)])
+def test_pruned_tokens_are_those_of_a_float64_model_with_masks(
+    architecture, keep_ratio, skip_layers
+):
+    """One forward over prompt and answer, the pruned keys hidden from the answer's tokens."""
+    model = tiny(architecture, dtype=torch.float32)
+    prompt_len, new_tokens = 47, 8
+    input_ids, _ = batch([prompt_len])
+    pruning = Pruning(L2(), keep_ratio, prune_after=0, skip_layers=skip_layers)
+    result = generate(model, input_ids, backend="sdpa", max_new_tokens=new_tokens, pruning=pruning)
+    # The first new token sees everything; the queries after it see what is kept.
+    answer = result.new_tokens[0]
+    full = torch.cat([input_ids, torch.tensor([answer[:-1]])], dim=1)
+
+    def masked_attention(module, query, key, value, attention_mask, scaling, **_):
+        ratio = 1.0 if module.layer_idx in skip_layers else keep_ratio
+        seen = visibility(key[0], prompt_len, ratio)
+        groups = query.shape[1] // key.shape[1]
+        key, value, seen = (
+            key.repeat_interleave(groups, 1),
+            value.repeat_interleave(groups, 1),
+            seen.repeat_interleave(groups, 0),
+        )
+        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~seen, -math.inf)
+        return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+    AttentionInterface.register("test_masked", masked_attention)
+    oracle = tiny(architecture).double()
+    oracle.set_attn_implementation("test_masked")
+    with torch.no_grad():
+        logits = oracle(full, use_cache=False).logits[0, prompt_len - 1 :]
+    assert logits.argmax(-1).tolist() == answer
+    if keep_ratio == 0.1:
+        assert answer != reference_tokens(model, input_ids, new_tokens=new_tokens)[0]
+
+
+def test_prune_after_counts_each_rows_own_tokens():
+    model = tiny()
+    input_ids, mask = batch([40, 39])
+    pruning = Pruning(L2(), keep_ratio=0.5, prune_after=40)
+    result = generate(model, input_ids, mask, backend="sdpa", max_new_tokens=2, pruning=pruning)
+    # The row of 40 keeps 20, the row of 39 all of them.
+    assert result.stored_tokens == [39] * 3
+
+
+@pytest.mark.parametrize("new_tokens", [1, 2, 5])
+def test_timings_add_up(new_tokens):
+    input_ids, _ = batch([64])
+    pruning = Pruning(L2(), keep_ratio=0.5, prune_after=0)
+    result = generate(tiny(), input_ids, backend="sdpa", max_new_tokens=new_tokens, pruning=pruning)
+    assert result.latency_ms == result.ttft_ms + result.decode_ms
+    assert result.ttft_ms == pytest.approx(result.prefill_ms + result.compress_ms)
+    assert 0 < result.compress_ms < result.ttft_ms
+    assert (result.decode_ms > 0) == (new_tokens > 1)
+    heads, head_dim, layers, kept = 2, 16, 3, 32
+    assert result.kv_bytes == 2 * layers * heads * kept * head_dim * 4
+    assert result.peak_prefill_bytes is None
+
+
+def test_stops_at_every_stop_token_and_fills_with_padding():
+    model = tiny()
+    input_ids, mask = batch(LENGTHS)
+    free = reference_tokens(model, input_ids, mask)
+    model.generation_config.eos_token_id = [free[0][3], free[2][5]]
+    model.generation_config.pad_token_id = 0
+    expected = model.generate(
+        input_ids=input_ids, attention_mask=mask, max_new_tokens=10, do_sample=False
+    )
+    output, ttft_ms = generate_with_l2_compress(
+        model,
+        Tokenizer(),
+        {"input_ids": input_ids, "attention_mask": mask},
+        max_new_tokens=10,
+        keep_ratio=1.0,
+        prune_after=0,
+    )
+    assert torch.equal(output, expected)
+    assert ttft_ms > 0
+
+
+def test_generate_with_l2_compress_prunes_and_puts_the_attention_back():
+    model = tiny()
+    model.set_attn_implementation("eager")
+    input_ids, _ = batch([50])
+    whole, _ = generate_with_l2_compress(
+        model, Tokenizer(), {"input_ids": input_ids}, keep_ratio=0.2
+    )
+    pruned, _ = generate_with_l2_compress(
+        model, Tokenizer(), input_ids, keep_ratio=0.2, prune_after=50
+    )
+    assert torch.equal(whole, model.generate(input_ids, max_new_tokens=20, do_sample=False))
+    assert not torch.equal(whole, pruned)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_stop_tokens_come_from_the_generation_config_else_the_tokenizer():
+    model, tokenizer = tiny(), Tokenizer()
+    tokenizer.eos_token_id = 7
+    assert stop_token_ids(model, tokenizer) == {7}
+    model.generation_config.eos_token_id = [3, 4]
+    assert stop_token_ids(model, tokenizer) == {3, 4}
+    model.generation_config.eos_token_id = 5
+    assert stop_token_ids(model, tokenizer) == {5}
+
+
+def test_refuses_right_padding_and_empty_prompts():
+    with pytest.raises(ValueError, match="left"):
+        padding_before(torch.tensor([[1, 1, 0]]))
+    with pytest.raises(ValueError, match="no tokens"):
+        padding_before(torch.tensor([[0, 0], [0, 1]]))
+
+
+def test_refuses_a_sliding_window_shorter_than_the_prompt():
+    model = tiny("mistral", sliding_window=16)
+    input_ids, _ = batch([40])
+    with pytest.raises(NotImplementedError, match="sliding window of 16"):
+        generate(model, input_ids, backend="sdpa", max_new_tokens=2)
+    # A window that everything fits into is no window.
+    short, _ = batch([10])
+    result = generate(model, short, backend="sdpa", max_new_tokens=3)
+    assert result.new_tokens == reference_tokens(model, short, new_tokens=3)
+
+
+def test_the_model_cannot_be_called_with_our_attention_outside_of_the_block():
+    model = tiny()
+    input_ids, _ = batch([4])
+    generate(model, input_ids, backend="sdpa", max_new_tokens=1)
+    model.set_attn_implementation("kv_compression")
+    with pytest.raises(RuntimeError, match="use_attention"):
+        model(input_ids)
+
+
+def test_backend_of_a_model_follows_its_own_implementation():
+    model = tiny()
+    for implementation, name in {"eager": "eager", "flex_attention": "flex"}.items():
+        model.set_attn_implementation(implementation)
+        assert backend_of(model) == name
+    model.config._attn_implementation = "sdpa"
+    assert backend_of(model) == "sdpa"
+
+
+def test_no_copy_of_the_cache_at_each_step():
+    """Room for the new tokens is allocated once."""
+    from kv_compression.cache import PrunedLayer
+
+    layer = PrunedLayer(reserve_tokens=5)
+    layer.update(torch.randn(1, 2, 10, 4), torch.randn(1, 2, 10, 4))
+    layer.settle()
+    before = layer.keys.data_ptr()
+    for _ in range(5):
+        layer.update(torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 4))
+    assert layer.keys.data_ptr() == before
+    assert layer.keys.shape[2] == layer.get_seq_length() == 15
+
+
+def test_model_generate_accepts_a_cache_from_a_plain_run():
+    """The reference itself: a plain DynamicCache gives what we give."""
+    model = tiny()
+    input_ids, _ = batch([20])
+    output = model.generate(
+        input_ids,
+        past_key_values=DynamicCache(config=model.config),
+        max_new_tokens=4,
+        do_sample=False,
+    )
+    result = generate(model, input_ids, backend="sdpa", max_new_tokens=4)
+    assert output[0, 20:].tolist() == result.new_tokens[0]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_built_in_model_gives_the_tokens_of_generate(builtin_model, backend):
+    tokenizer, folder = builtin_model
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = [
+        "The pass key is 4711. What is the pass key? The pass key is",
+        "Once",
+        "A long time ago, in a village by the sea, there lived an old woman who " * 12,
+        "Question: What is the capital of France?\nAnswer:",
+    ]
+    for prompts in (texts[:1], texts):
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+        expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        for keep_ratio in (1.0, 0.5):
+            output, _ = generate_with_l2_compress(
+                model,
+                tokenizer,
+                inputs,
+                max_new_tokens=12,
+                keep_ratio=keep_ratio,
+                prune_after=0 if keep_ratio == 1.0 else 10**6,
+            )
+            assert torch.equal(output, expected)
+        result = generate(
+            model,
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            backend=backend,
+            max_new_tokens=12,
+            stop_tokens=stop_token_ids(model, tokenizer),
+        )
+        for row, tokens in enumerate(result.new_tokens):
+            start = inputs["input_ids"].shape[1]
+            assert expected[row, start : start + len(tokens)].tolist() == tokens
