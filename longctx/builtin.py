@@ -71,7 +71,9 @@ def _convert(source: Path, package: _Package, target: Path) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=package.gguf_file)
-        tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
+        # The GGUF's tokens are read, which of them end a text is not.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(package.eos_token_ids[0])
+        tokenizer.pad_token = tokenizer.eos_token
         tokenizer.save_pretrained(unfinished)
         model = AutoModelForCausalLM.from_pretrained(
             source,

@@ -2,6 +2,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from longctx import builtin
+from tests.models import tiny
 
 
 @pytest.fixture(scope="session")
@@ -12,9 +13,17 @@ def builtin_folder():
 
 @pytest.fixture(scope="session")
 def builtin_tokenizer(builtin_folder):
-    return AutoTokenizer.from_pretrained(builtin_folder)
+    tokenizer = AutoTokenizer.from_pretrained(builtin_folder)
+    tokenizer.padding_side = "left"
+    return tokenizer
 
 
-@pytest.fixture
-def builtin_model(builtin_folder):
-    return AutoTokenizer.from_pretrained(builtin_folder), builtin_folder
+@pytest.fixture(scope="session")
+def tiny_folder(builtin_tokenizer, tmp_path_factory):
+    """A tiny random model that reads the built-in tokenizer's tokens, as a local folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    model = tiny(vocab_size=49152, max_position_embeddings=4096)
+    model.generation_config.eos_token_id = builtin_tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    builtin_tokenizer.save_pretrained(folder)
+    return folder

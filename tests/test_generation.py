@@ -247,9 +247,9 @@ def test_model_generate_accepts_a_cache_from_a_plain_run():
 
 @pytest.mark.model
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_built_in_model_gives_the_tokens_of_generate(builtin_model, backend):
-    tokenizer, folder = builtin_model
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def test_built_in_model_gives_the_tokens_of_generate(builtin_folder, builtin_tokenizer, backend):
+    tokenizer = builtin_tokenizer
+    model = AutoModelForCausalLM.from_pretrained(builtin_folder, dtype=torch.float32).eval()
     texts = [
         "The pass key is 4711. What is the pass key? The pass key is",
         "Once",
@@ -259,24 +259,16 @@ def test_built_in_model_gives_the_tokens_of_generate(builtin_model, backend):
     for prompts in (texts[:1], texts):
         inputs = tokenizer(prompts, return_tensors="pt", padding=True)
         expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-        for keep_ratio in (1.0, 0.5):
-            output, _ = generate_with_l2_compress(
+        start = inputs["input_ids"].shape[1]
+        for pruning in (None, Pruning(L2(), keep_ratio=1.0, prune_after=0)):
+            result = generate(
                 model,
-                tokenizer,
-                inputs,
+                inputs["input_ids"],
+                inputs["attention_mask"],
+                backend=backend,
                 max_new_tokens=12,
-                keep_ratio=keep_ratio,
-                prune_after=0 if keep_ratio == 1.0 else 10**6,
+                pruning=pruning,
+                stop_tokens=stop_token_ids(model, tokenizer),
             )
-            assert torch.equal(output, expected)
-        result = generate(
-            model,
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            backend=backend,
-            max_new_tokens=12,
-            stop_tokens=stop_token_ids(model, tokenizer),
-        )
-        for row, tokens in enumerate(result.new_tokens):
-            start = inputs["input_ids"].shape[1]
-            assert expected[row, start : start + len(tokens)].tolist() == tokens
+            for row, tokens in enumerate(result.new_tokens):
+                assert expected[row, start : start + len(tokens)].tolist() == tokens

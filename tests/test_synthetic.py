@@ -1,0 +1,50 @@
+from longctx import synthetic
+
+
+def count(text):
+    return len(text.split())
+
+
+def test_stories_are_deterministic_and_differ():
+    first = synthetic.stories(3, 5, 400, count)
+    assert first == synthetic.stories(3, 5, 400, count)
+    assert first != synthetic.stories(4, 5, 400, count)
+    assert len({record["question"]["text"] for record in first}) == 5
+
+
+def test_stories_have_the_length_asked_for():
+    for tokens in (40, 400, 4000):
+        for record in synthetic.stories(0, 4, tokens, count):
+            assert tokens - 20 <= count(record["document"]["text"]) <= tokens
+
+
+def test_question_and_answer_do_not_depend_on_the_length():
+    short, long = synthetic.stories(0, 6, 0, count), synthetic.stories(0, 6, 900, count)
+    for a, b in zip(short, long, strict=True):
+        assert a["question"]["text"] == b["question"]["text"]
+        assert a["answers"] == b["answers"]
+
+
+def test_answers_stand_once_at_their_depth_and_depths_are_spread():
+    records = synthetic.stories(0, 40, 1500, count)
+    depths = []
+    for record in records:
+        text, question = record["document"]["text"], record["question"]
+        thing = next(t for t in synthetic._THINGS if t in question["text"])
+        sentences = [s for s in text.split(". ") if thing in s]
+        assert 1 <= len(sentences) <= 2
+        place = record["answers"][0]["text"].removeprefix("in the ")
+        assert place in sentences[-1]
+        assert abs(text.index(sentences[-1]) / len(text) - question["answer_depth"]) < 0.02
+        depths.append(question["answer_depth"])
+    for quarter in range(4):
+        assert 8 <= sum(quarter / 4 <= depth < (quarter + 1) / 4 for depth in depths) <= 12
+
+
+def test_records_are_of_narrativeqas_schema():
+    (record,) = synthetic.stories(0, 1, 100, count)
+    assert set(record) == {"document", "question", "answers"}
+    assert set(record["document"]) == {
+        "id", "kind", "url", "file_size", "word_count", "start", "end", "summary", "text",
+    }  # fmt: skip
+    assert len(record["answers"]) == 2
