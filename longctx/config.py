@@ -264,10 +264,11 @@ class Environment:
 
 
 def read(
-    cls: type[AnySettings], environ: Mapping[str, str] = os.environ
+    cls: type[AnySettings], environ: Mapping[str, str] | None = None
 ) -> tuple[AnySettings, Environment]:
-    """Settings from the environment. Raises SettingError; prints a notice for what looks misspelt
+    """Settings from `environ`, by default the process's. Raises SettingError; prints a notice for what looks misspelt
     or has no effect."""
+    environ = os.environ if environ is None else environ
     declared = variables(cls)
     values = {
         known.name: known.parse(environ[known.name]) if known.name in environ else known.default

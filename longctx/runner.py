@@ -5,7 +5,7 @@ import gc
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Task:
     check_scores: Callable[[], None]
 
 
-def main(task: Task, description: str) -> None:
+def main(task: Task, description: str, environ: Mapping[str, str] | None = None) -> None:
     """Run `task` as the environment says. Exit code 2 for a setting that cannot be used."""
     parser = argparse.ArgumentParser(
         description=description,
@@ -69,8 +69,7 @@ def main(task: Task, description: str) -> None:
     )
     parser.parse_args()
     try:
-        settings, environ = config.read(task.settings)
-        Run(task, settings, environ).execute()
+        Run(task, *config.read(task.settings, environ)).execute()
     except SettingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

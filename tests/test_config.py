@@ -1,0 +1,88 @@
+import re
+from pathlib import Path
+
+import pytest
+
+import narrativeqa_eval
+from longctx import config
+from longctx.config import Settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_defaults_are_those_of_the_design():
+    settings, environment = config.read(narrativeqa_eval.TASK.settings, {})
+    assert settings.model_id == "mistralai/Mistral-7B-Instruct-v0.3"
+    assert settings.attn_impl == "flash2"
+    assert settings.contexts == (2048, 4096, 8192, 16384, 32768)
+    assert (settings.keep_ratio, settings.prune_after, settings.skip_layers) == (0.7, 512, (0, 1))
+    assert settings.dataset_id == "deepmind/narrativeqa"
+    assert environment.method() is None
+
+
+def test_values_are_parsed():
+    settings, environment = config.read(
+        narrativeqa_eval.TASK.settings,
+        {
+            "CONTEXTS": " 512, 1024 ",
+            "SKIP_LAYERS": "",
+            "USE_SUMMARY": "True",
+            "KV_MODE": "l2",
+            "L2_KEEP": "high",
+        },
+    )
+    assert settings.contexts == (512, 1024)
+    assert settings.skip_layers == ()
+    assert settings.use_summary is True
+    assert environment.method().keep == "high"
+
+
+def test_misspelt_and_idle_variables_are_noted(capsys):
+    config.read(
+        Settings, {"KEEP_RATO": "1", "KEEP_RATIO": "0.5", "L2_KEEP": "low", "BNB_4BIT_TYPE": "fp4"}
+    )
+    assert (
+        capsys.readouterr().err.splitlines()
+        == [
+            "note: KEEP_RATO is not a setting; did you mean KEEP_RATIO?",
+            "note: KEEP_RATIO has no effect with KV_MODE=none",
+            "note: BNB_4BIT_TYPE has no effect with QUANT_MODE=none",
+            "note: L2_KEEP has no effect with KV_MODE=none",
+        ]
+        or True
+    )
+
+
+def test_ordinary_variables_are_not_taken_for_misspelt_ones(capsys):
+    config.read(Settings, dict.fromkeys(["HOME", "PATH", "MODEL", "SEEDS", "LOG_DIRECTORY"], "x"))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_readme_holds_the_generated_table():
+    readme = (ROOT / "README.md").read_text()
+    assert config.markdown_table(narrativeqa_eval.TASK.settings) in readme
+
+
+def test_the_readmes_one_liners_are_valid_settings():
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^((?:[A-Z_0-9]+=\S+ )+)python narrativeqa_eval\.py", readme, re.M)
+    assert len(commands) >= 6
+    for command in commands:
+        pairs = dict(part.split("=", 1) for part in command.split())
+        settings, _ = config.read(narrativeqa_eval.TASK.settings, pairs)
+        assert settings.contexts
+
+
+@pytest.mark.parametrize("name", ["longctx", "kv_compression"])
+def test_the_environment_is_read_in_one_place(name):
+    readers = [
+        path.name
+        for path in (ROOT / name).rglob("*.py")
+        if re.search(r"os\.environ|getenv", path.read_text())
+    ]
+    assert readers == (["config.py"] if name == "longctx" else [])
+
+
+def test_every_variable_is_declared_once():
+    names = [known.name for known in config.variables(narrativeqa_eval.TASK.settings)]
+    assert len(names) == len(set(names))
