@@ -64,22 +64,32 @@ def test_backend_matches_float64_across_blocks(backend, query_len, starts):
     assert error < 1e-5
 
 
+GPU_SHAPES = [  # query length, stored length, starts; each new one is compiled for flex
+    (1, 131, None),
+    (131, 131, None),
+    (64, 257, None),
+    (300, 300, (150, 299)),
+    (64, 257, (0, 250)),
+    (1, 257, (256, 100)),
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", attention.names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("backend", attention.names())
 def test_backend_matches_float64_on_gpu(backend, dtype, heads):
     try:
         attention.backend(backend).check("cuda", dtype)
     except ValueError:
         pytest.skip("not for this dtype")
-    torch.manual_seed(0)
-    for query_len, stored in ((1, 1), (1, 131), (131, 131), (64, 257), (300, 300)):
-        for starts in (None, (0, stored - 1), (stored // 2, stored // 3)):
-            shape = (heads, 64, query_len, stored, starts, 2)
-            error, kernel = worst_error(backend, shape, dtype, "cuda", seed=stored)
-            tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3 if backend == "flex" else 1e-4
-            assert error < tolerance, (shape, kernel)
+    if backend == "flex" and heads != (9, 3):
+        pytest.skip("compiling takes long; one head count stands for all")
+    for query_len, stored, starts in GPU_SHAPES:
+        shape = (heads, 64, query_len, stored, starts, 2)
+        error, kernel = worst_error(backend, shape, dtype, "cuda", seed=stored)
+        tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3 if backend == "flex" else 1e-4
+        assert error < tolerance, (shape, kernel)
 
 
 def test_kernel_names():

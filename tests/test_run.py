@@ -204,7 +204,7 @@ BAD_SETTINGS = [
     ({"KV_MODE": "l2", "KEEP_RATIO": "0"}, "greater than 0"),
     ({"KV_MODE": "l2", "KEEP_RATIO": "1.5"}, "less than or equal to 1"),
     ({"KV_MODE": "l2", "KEEP_RATIO": "half"}, "valid number"),
-    ({"KV_MODE": "l2", "KEEP_RATIO": "nan"}, "greater than 0"),
+    ({"KV_MODE": "l2", "KEEP_RATIO": "nan"}, "should be"),
     ({"KV_MODE": "l2", "SKIP_LAYERS": "0,99"}, "no layer 99"),
     ({"KV_MODE": "l2", "SKIP_LAYERS": "first"}, "valid integer"),
     ({"KV_MODE": "l2", "PRUNE_AFTER": "-1"}, "greater than or equal to 0"),

@@ -26,7 +26,9 @@ def _function(compiled: bool) -> Callable[..., Any]:
         torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT
     )
     # A full graph or an error: torch would go on with the unfused function and say nothing of it.
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    # Not dynamic=True: that makes batch and heads symbols too, and then torch does not use its
+    # kernel for few queries, which splits the keys. Lengths become symbols when they change.
+    return torch.compile(flex_attention, fullgraph=True)
 
 
 def attend(

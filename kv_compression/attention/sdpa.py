@@ -35,11 +35,12 @@ def attend(
     mask = None
     if layout.starts is not None:
         mask = layout.mask
-        # The fused kernels that take a mask do not take grouped heads, and without a fused kernel
-        # all scores would exist at once.
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     elif query_len > 1 and not layout.is_square:
         mask = causal_lower_right(query_len, layout.stored_len)
+    if layout.starts is not None or query.dtype == torch.float32:
+        # The fused kernels that take a mask or float32 do not take grouped heads, and without a
+        # fused kernel all scores would exist at once.
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     call = partial(
         scaled_dot_product_attention,
         query,
