@@ -29,7 +29,7 @@ demo: $(VENV)/.ready
 	rm -rf logs/demo
 	KV_MODE=none $(DEMO) $(BIN)/python narrativeqa_eval.py
 	KV_MODE=l2 KEEP_RATIO=0.5 PRUNE_AFTER=256 $(DEMO) $(BIN)/python narrativeqa_eval.py
-	$(BIN)/python -m longctx.compare logs/demo/*_full.json
+	$(BIN)/python -m longctx.compare logs/demo/*KVnone*_full.json logs/demo/*KVl2*_full.json
 
 $(VENV)/.dev: $(VENV)/.ready requirements-dev.txt
 	$(BIN)/pip install --disable-pip-version-check -q -r requirements-dev.txt

@@ -7,7 +7,9 @@ with the same metadata. `os.environ` is read in no other place.
 
 import dataclasses
 import difflib
+import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -92,7 +94,7 @@ class Settings:
     )
     kv_scope: str = variable(
         "prompt",
-        "what is pruned: the whole prompt, once its first new token is known",
+        "what is pruned: the whole prompt",
         choices=("prompt",),
         unused_when=("KV_MODE", "none"),
     )
@@ -103,7 +105,7 @@ class Settings:
     device_map: Annotated[str, MinLen(1)] = variable(
         "auto", "where the model goes: `auto`, `cpu`, `cuda`, `cuda:1`, `balanced`, ..."
     )
-    trust_remote_code: bool = variable(False, "run Python code that comes with a model or data set")
+    trust_remote_code: bool = variable(False, "run Python code that comes with a model")
     dataset_id: Annotated[str, MinLen(1)] = variable(
         "synthetic",
         "hub id, a local `.json`, `.jsonl` or `.parquet` file of the same schema, or `synthetic`",
@@ -266,8 +268,10 @@ class Environment:
 def read(
     cls: type[AnySettings], environ: Mapping[str, str] | None = None
 ) -> tuple[AnySettings, Environment]:
-    """Settings from `environ`, by default the process's. Raises SettingError; prints a notice for what looks misspelt
-    or has no effect."""
+    """Settings from `environ`, by default the process's. Raises SettingError.
+
+    Prints a notice for a variable that looks misspelt or has no effect.
+    """
     environ = os.environ if environ is None else environ
     declared = variables(cls)
     values = {
@@ -320,6 +324,16 @@ def markdown_table(cls: type[Settings]) -> str:
 
 def description(known: Variable) -> str:
     """Help, choices and the plug-in that a variable belongs to, in one line."""
-    choices = f": {', '.join(known.choices)}" if known.choices else ""
+    choices = f"; one of {', '.join(known.choices)}" if known.choices else ""
     owner = f" (with {known.owner[0]}={known.owner[1]})" if known.owner else ""
     return f"{known.help}{choices}{owner}"
+
+
+def main() -> None:
+    """Print the README's table: `python -m longctx.config narrativeqa_eval`."""
+    script = importlib.import_module(sys.argv[1])
+    print(markdown_table(script.TASK.settings))
+
+
+if __name__ == "__main__":
+    main()

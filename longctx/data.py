@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longctx import hub
 from longctx.config import SettingError, Settings
 from longctx.console import notice
 
@@ -35,6 +36,7 @@ def read(settings: Settings) -> list[Record]:
                 _BUILDER_OF_SUFFIX[path.suffix], data_files=str(path), split="train"
             )
         else:
+            hub.go_offline_if_unreachable()
             # Streamed: of NarrativeQA's gigabytes only the first rows are fetched.
             rows = datasets.load_dataset(dataset_id, split=settings.split, streaming=True)
         records = list(itertools.islice(iter(rows), settings.n_samples))

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from kv_compression.cache import check_skip_layers
-from longctx import builtin
+from longctx import builtin, hub
 from longctx.config import SettingError, Settings
 from longctx.console import notice
 from longctx.quantization import Quantization
@@ -113,6 +113,8 @@ def find(settings: Settings) -> ModelSource:
     else:
         path = _builtin_folder(model_id, model_id) if builtin.exists(model_id) else model_id
         config = None
+        if not Path(path).is_dir():
+            hub.go_offline_if_unreachable()
     with _clear_errors(model_id):
         options = {"trust_remote_code": settings.trust_remote_code}
         if config is None:

@@ -15,7 +15,7 @@ _COSTS = (
     ("decode, tokens/s", "tok_per_s_decode_p50", 1),
     ("latency, ms", "latency_ms_p50", 1),
     ("KV cache, GB", "kv_cache_gb", 4),
-    ("peak GPU memory, GB", "peak_gpu_mem_gb_p95", 2),
+    ("GPU peak, GB", "peak_gpu_mem_gb_p95", 2),
 )
 _SHOWN_PREDICTIONS = 3
 _SHOWN_CHARACTERS = 100

