@@ -46,9 +46,15 @@ def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -
 
 
 def answer(text: str, prompt_is_raw: bool) -> str:
-    """The prediction in a model's text. After a raw prompt a model writes on: one line counts."""
-    text = text.strip()
-    return text.split("\n", 1)[0].strip() if prompt_is_raw else text
+    """The prediction in a model's text.
+
+    After a raw prompt a model writes on, so one line counts: the first that is no lead-in, such as
+    "The answer is:".
+    """
+    if not prompt_is_raw:
+        return text.strip()
+    lines = (line.strip() for line in text.split("\n"))
+    return next((line for line in lines if line and not line.endswith(":")), "")
 
 
 TASK = Task(

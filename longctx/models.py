@@ -1,5 +1,6 @@
 """Tokenizer and model, from the hub, a folder, a package or random weights."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,10 @@ def load(
     settings: Settings, source: ModelSource, quantization: Quantization
 ) -> tuple[PreTrainedModel, float]:
     """The model, ready to run, and the seconds that loading took. Raises SettingError."""
+    # The model of an earlier run in this process may still wait for the collector, and would be
+    # counted in this run's memory.
+    gc.collect()
+    torch.cuda.empty_cache()
     began = time.perf_counter()
     logging.disable_progress_bar()
     if settings.trust_remote_code:

@@ -82,11 +82,12 @@ def _cell(summary: dict[str, Any] | None, key: str, decimals: int) -> str:
     if summary["n_oom"] and not summary["total_count"]:
         return "out of memory"
     interval = summary.get(f"{key}_ci95")
-    text = _figure(summary.get(key), decimals)
+    text = figure(summary.get(key), decimals)
     if interval is None:
         return text
-    return text + rf" \[{_figure(interval[0], decimals)}, {_figure(interval[1], decimals)}]"
+    return text + rf" \[{figure(interval[0], decimals)}, {figure(interval[1], decimals)}]"
 
 
-def _figure(value: object, decimals: int) -> str:
+def figure(value: object, decimals: int) -> str:
+    """A number as tables show it; a dash for what was not measured."""
     return f"{value:,.{decimals}f}" if isinstance(value, (int, float)) else "-"

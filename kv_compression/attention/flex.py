@@ -26,9 +26,9 @@ def _function(compiled: bool) -> Callable[..., Any]:
         torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT
     )
     # A full graph or an error: torch would go on with the unfused function and say nothing of it.
-    # Not dynamic=True: that makes batch and heads symbols too, and then torch does not use its
-    # kernel for few queries, which splits the keys. Lengths become symbols when they change.
-    return torch.compile(flex_attention, fullgraph=True)
+    # Dynamic from the start, so that a second prompt length is no second compilation, which would
+    # fall into a counted request.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 def attend(
