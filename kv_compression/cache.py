@@ -274,7 +274,7 @@ def l2_compress(
             pairs.append((cache_layer.keys, cache_layer.values))
             seen.append(cache_layer.get_seq_length())
     else:
-        pairs = [(key, value) for key, value in past_key_values]
+        pairs = [(key, value) for key, value, *_ in past_key_values]
         seen = [key.shape[2] for key, _ in pairs]
     check_skip_layers(pruning.skip_layers, len(pairs))
 

@@ -43,7 +43,9 @@ class Generation:
     kernels: dict[str, list[str]]
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def stop_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> frozenset[int]:
     """Every token at which the model's answers end.
 
     What the model's generation config says, which is what `model.generate` stops at; where it says
@@ -51,7 +53,7 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """
     declared = getattr(model.generation_config, "eos_token_id", None)
     if declared is None:
-        declared = tokenizer.eos_token_id
+        declared = getattr(tokenizer, "eos_token_id", None)
     if declared is None:
         return frozenset()
     return frozenset([declared] if isinstance(declared, int) else declared)

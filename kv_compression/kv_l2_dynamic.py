@@ -13,7 +13,7 @@ from kv_compression.methods.l2 import Method as L2
 
 def generate_with_l2_compress(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     inputs: Mapping[str, torch.Tensor] | torch.Tensor,
     max_new_tokens: int = 20,
     keep_ratio: float = 0.9,
@@ -22,6 +22,7 @@ def generate_with_l2_compress(
 ) -> tuple[torch.Tensor, float]:
     """Greedy generation, the prompt's cache pruned to the keys of lowest norm (arXiv 2406.11430).
 
+    tokenizer: asked for the end-of-sequence and padding token where the model does not say.
     inputs: what the tokenizer returns with `return_tensors="pt"`: `input_ids` and, for a batch of
         unequal prompts padded on the left, `attention_mask`, (B, S) each; or `input_ids` alone.
     keep_ratio, prune_after: see `cache.Pruning`.
@@ -54,10 +55,11 @@ def generate_with_l2_compress(
 
 
 def _padding_token(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_tokens: frozenset[int]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stop_tokens: frozenset[int]
 ) -> int:
     """The token that `model.generate` fills rows up with."""
-    for candidate in (model.generation_config.pad_token_id, tokenizer.pad_token_id):
+    for source in (model.generation_config, tokenizer):
+        candidate = getattr(source, "pad_token_id", None)
         if isinstance(candidate, int):
             return candidate
     return min(stop_tokens, default=0)

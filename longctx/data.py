@@ -2,8 +2,7 @@
 
 import hashlib
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,9 @@ def read(settings: Settings) -> list[Record]:
     is_file = path.suffix in _BUILDER_OF_SUFFIX
     if is_file and not path.is_file():
         raise SettingError("DATASET_ID", dataset_id, "no such file")
+    if path.is_file() and not is_file:
+        kinds = ", ".join(_BUILDER_OF_SUFFIX)
+        raise SettingError("DATASET_ID", dataset_id, f"is none of the kinds {kinds}")
     try:
         import datasets
     except ImportError:
@@ -59,9 +61,9 @@ def _problem(error: Exception, is_file: bool) -> str:
     )
 
 
-def fingerprint(samples: Sequence[Any]) -> str:
-    """Sixteen hex digits that change when any of the samples does."""
+def fingerprint(texts: Iterable[str]) -> str:
+    """Sixteen hex digits that change when any of the texts does."""
     digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(json.dumps(sample, sort_keys=True, default=str).encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode(errors="surrogatepass")).digest())
     return digest.hexdigest()[:16]

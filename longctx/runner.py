@@ -41,8 +41,8 @@ class Task:
     """What a script says about its data set; the rest is the harness's.
 
     settings: the script's Settings class.
-    sample: a record of the data set, its number and the settings -> a Sample. KeyError, TypeError
-        and IndexError mean that the record is not of the data set's schema.
+    sample: a record of the data set, its number and the settings -> a Sample. KeyError, TypeError,
+        IndexError and AttributeError mean that the record is not of the data set's schema.
     synthesize: (seed, count, document_tokens, count_tokens) -> records of DATASET_ID=synthetic.
     answer: the model's text and whether the prompt was raw -> the prediction.
     score: predictions and their references -> scores by name, one dict a sample.
@@ -107,11 +107,12 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """Load the model, run every context, write everything; returns the full results."""
+        began = time.perf_counter()
+        # Before any file: a model that cannot be loaded leaves nothing behind.
+        model, load_s = models.load(self.settings, self.source, self.quantization)
         files = self._files()
         done = {(row["context_tokens"], row["request"]) for row in files.rows}
         tracker = Tracker(self.settings, files.meta, self.task.score_names)
-        began = time.perf_counter()
-        model, load_s = models.load(self.settings, self.source, self.quantization)
         self.weights_gb = results.gigabytes(models.weight_bytes(model))
         self.stop_tokens = stop_token_ids(model, self.source.tokenizer)
         if self.source.is_random:
@@ -169,7 +170,7 @@ class Run:
         for number, record in enumerate(records):
             try:
                 samples.append(self.task.sample(record, number, self.settings))
-            except (KeyError, TypeError, IndexError) as error:
+            except (KeyError, TypeError, IndexError, AttributeError) as error:
                 problem = f"record {number} is not of {self.task.name}'s schema: no {error}"
                 raise SettingError("DATASET_ID", self.settings.dataset_id, problem) from error
         return samples
@@ -188,12 +189,20 @@ class Run:
         variables = {**self.environ.values} | {"ATTN_IMPL": settings.attn_impl}
         counting = self.environ.fingerprint_values(type(settings))
         counting["ATTN_IMPL"] = settings.attn_impl
-        flat = [
-            [length, s.sample_id, s.parts.before, s.parts.document, s.parts.after, s.references]
-            for length, samples in self.samples.items()
+        # Lists that contexts share are read once.
+        lists = {id(samples): samples for samples in self.samples.values()}.values()
+        data_fingerprint = data.fingerprint(
+            text
+            for samples in lists
             for s in samples
-        ]
-        data_fingerprint = data.fingerprint(flat)
+            for text in (
+                s.sample_id,
+                s.parts.before,
+                s.parts.document,
+                s.parts.after,
+                *s.references,
+            )
+        )
         fingerprint = results.fingerprint({"task": self.task.name, **counting}, data_fingerprint)
         if settings.resume:
             found = results.RunFiles.unfinished(self.logdir, fingerprint)
@@ -214,7 +223,7 @@ class Run:
             ),
             "task": self.task.name,
             "model": model,
-            "tags": [model, settings.attn_impl, f"kv-{settings.kv_mode}", settings.quant_mode],
+            "tags": [model[:64], settings.attn_impl, f"kv-{settings.kv_mode}", settings.quant_mode],
             "command": self._command(),
             "variables": variables,
             "score_names": list(self.task.score_names),

@@ -59,7 +59,7 @@ class Tracker:
                     entity=settings.wandb_entity,
                     mode=settings.wandb_mode,  # type: ignore[arg-type]
                     name=meta["run_id"],
-                    config=meta,
+                    config={**meta, **meta["variables"]},
                     tags=meta["tags"],
                     settings=wandb.Settings(silent=True, init_timeout=_INIT_TIMEOUT_S),
                 )

@@ -41,7 +41,8 @@ def check() -> None:
 
 def install() -> None:
     """Fetch WordNet unless it is there. Raises WordNetMissingError when no source answers."""
-    target = Path(sys.prefix) / "nltk_data"
+    in_venv = sys.prefix != sys.base_prefix
+    target = (Path(sys.prefix) if in_venv else Path.home()) / "nltk_data"
     if str(target) not in nltk.data.path:
         nltk.data.path.append(str(target))
     try:
