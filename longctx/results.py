@@ -177,7 +177,8 @@ class RunFiles:
         return None
 
     def add(self, row: Row) -> None:
-        """Keep a row; it is on disk when this returns."""
+        """Keep a row as it will be read again; it is on disk when this returns."""
+        row = _plain(row)
         self.rows.append(row)
         with open(self.journal, "a", encoding="utf-8") as journal:
             journal.write(_line(row))
@@ -190,13 +191,15 @@ class RunFiles:
 
     def finish(self, summaries: Sequence[Summary], summary: Summary) -> dict[str, Any]:
         """Write the full file, let the journal go, and return what was written."""
-        full = {
-            "run_meta": self.meta,
-            "ctx_summaries": list(summaries),
-            "rows": self.rows,
-            "summary": summary,
-        }
-        write_whole(self.full_path, json.dumps(_plain(full), indent=1) + "\n")
+        full: dict[str, Any] = _plain(
+            {
+                "run_meta": self.meta,
+                "ctx_summaries": list(summaries),
+                "rows": self.rows,
+                "summary": summary,
+            }
+        )
+        write_whole(self.full_path, json.dumps(full, indent=1) + "\n")
         self.journal.unlink()
         return full
 

@@ -1,3 +1,9 @@
+import os
+
+# Two workers on two cores: more threads would only wait for each other. Set before torch is
+# imported, and for the processes that tests start: sums in another order could mean other tokens.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 from transformers import AutoTokenizer
 

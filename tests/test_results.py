@@ -50,6 +50,8 @@ def test_what_is_not_a_number_becomes_null(tmp_path):
     files.add({"value": float("nan"), "list": [float("inf"), 1 / 3]})
     row = json.loads(files.journal.read_text().splitlines()[1])
     assert row == {"value": None, "list": [None, 0.333333]}
+    # The same in memory: a resumed run computes from what was read, an unbroken one from this.
+    assert files.rows == [row]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
