@@ -16,7 +16,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from kv_compression.measure import Stopwatch
-from kv_compression.methods import PruningMethod
+from kv_compression.methods import PrefilledLayer, PruningMethod
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.selection import kept_count, leading, select
 
@@ -28,6 +28,7 @@ class Pruning:
     """How a prompt's cache is pruned.
 
     keep_ratio: share of each row's tokens that stays, in (0, 1]; the count is rounded up.
+    keep_tokens: number of each row's tokens that stay in each layer, in place of a share.
     prune_after: rows with fewer tokens than this are left whole.
     skip_layers: indices of the layers that are never pruned.
     Raises ValueError for values outside these ranges.
@@ -37,8 +38,11 @@ class Pruning:
     keep_ratio: float = 0.7
     prune_after: int = 512
     skip_layers: tuple[int, ...] = ()
+    keep_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if self.keep_tokens is not None and self.keep_tokens < 1:
+            raise ValueError(f"keep_tokens must be 1 or more, not {self.keep_tokens}")
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must lie in (0, 1], not {self.keep_ratio}")
         if self.prune_after < 0:
@@ -48,10 +52,12 @@ class Pruning:
 
     def counts(self, lengths: Sequence[int]) -> list[int]:
         """Tokens kept of rows with `lengths` tokens."""
-        return [
-            kept_count(length, self.keep_ratio) if length >= self.prune_after else length
-            for length in lengths
-        ]
+        return [self._count(length) if length >= self.prune_after else length for length in lengths]
+
+    def _count(self, length: int) -> int:
+        if self.keep_tokens is not None:
+            return min(length, self.keep_tokens)
+        return kept_count(length, self.keep_ratio)
 
 
 class PrunedLayer(DynamicLayer):
@@ -61,6 +67,8 @@ class PrunedLayer(DynamicLayer):
     starts: for each row of the batch the number of padding tokens before its first token, or None.
     reserve_tokens: tokens that will be appended later; room for them is allocated once, so that no
         step copies the cache.
+    chunk_padding: set it before an `update` whose tokens are padded on the left: for each row the
+        number of padding tokens before its new tokens.
     stopwatch: where the time spent on pruning is added up.
     """
 
@@ -70,8 +78,10 @@ class PrunedLayer(DynamicLayer):
         starts: tuple[int, ...] | None = None,
         reserve_tokens: int = 0,
         stopwatch: Stopwatch | None = None,
+        layer_idx: int = 0,
     ):
         super().__init__()
+        self.layer_idx = layer_idx
         self.keys: torch.Tensor
         self.values: torch.Tensor
         self.pruning = pruning
@@ -79,6 +89,7 @@ class PrunedLayer(DynamicLayer):
         self.reserve_tokens = reserve_tokens
         self.stopwatch = stopwatch
         self.seen_tokens = 0
+        self.chunk_padding: tuple[int, ...] | None = None
         self._key_buffer: torch.Tensor | None = None
         self._value_buffer: torch.Tensor | None = None
 
@@ -99,13 +110,26 @@ class PrunedLayer(DynamicLayer):
             self._view(stored + new_tokens)
             self.keys[:, :, stored:] = key_states
             self.values[:, :, stored:] = value_states
+            if self.chunk_padding is not None:
+                self._close_gaps(stored, self.chunk_padding)
         self.seen_tokens += new_tokens
         return self.keys, self.values
 
-    def settle(self) -> None:
+    def _close_gaps(self, stored: int, chunk_padding: tuple[int, ...]) -> None:
+        """Move each row's earlier tokens up to its new ones; what was between goes in front."""
+        for row, gap in enumerate(chunk_padding):
+            for tensor in (self.keys, self.values):
+                part = tensor[row, :, : stored + gap]
+                part.copy_(part.roll(gap, dims=1))
+        starts = self.starts or (0,) * len(chunk_padding)
+        self.starts = leading([a + b for a, b in zip(starts, chunk_padding, strict=True)])
+        self.chunk_padding = None
+
+    def settle(self, queries: torch.Tensor | None = None, scaling: float = 1.0) -> None:
         """Prune and store what the first `update` wrote; call it when attention has read it.
 
-        Later calls do nothing.
+        queries (B, Hq, Q, D) and scaling are attention's own, for methods that score by it. Later
+        calls do nothing.
         """
         if self._key_buffer is not None:
             return
@@ -119,7 +143,10 @@ class PrunedLayer(DynamicLayer):
         assert self.pruning is not None
         timing = self.stopwatch.running(self.keys.device) if self.stopwatch else nullcontext()
         with timing:
-            scores = self.pruning.method.score(self.keys)
+            layer = PrefilledLayer(
+                self.keys, self.values, queries, scaling, self.starts, self.layer_idx
+            )
+            scores = self.pruning.method.score(layer)
             kept = select(scores, self.starts, counts)
             index = kept.index[..., None].expand(-1, -1, -1, head_dim)
             self.starts = kept.starts
@@ -194,10 +221,17 @@ class PrunedCache(DynamicCache):
                 starts,
                 reserve_tokens,
                 stopwatch,
+                layer_idx,
             )
             for layer_idx in range(num_layers)
         ]
         Cache.__init__(self, layers=layers)  # type: ignore[arg-type]
+
+    def expect(self, padding: Sequence[int]) -> None:
+        """Say how many padding tokens stand before each row's tokens in the next forward."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.chunk_padding = leading(padding)
 
     def stored_bytes(self) -> int:
         """Bytes of the keys and values that are stored; room reserved for later is not counted."""

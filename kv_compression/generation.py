@@ -1,7 +1,7 @@
 """Prefill, compress, decode: the one loop that every mode runs through, and its clock."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,6 +73,35 @@ def padding_before(attention_mask: torch.Tensor) -> list[int]:
     return starts
 
 
+def split_questions(
+    input_ids: torch.Tensor, starts: Sequence[int], question_tokens: Sequence[int]
+) -> list[tuple[torch.Tensor, list[int]]]:
+    """Contexts and questions of a padded batch, each a batch padded on the left of its own.
+
+    input_ids (B, S), row b's tokens from starts[b] on, the last question_tokens[b] of them its
+    question. Returns (tokens, padding of each row) of the contexts and of the questions. Raises
+    ValueError unless every row has at least one token of each.
+    """
+    batch, padded_len = input_ids.shape
+    if len(question_tokens) != batch:
+        raise ValueError(f"question_tokens must name {batch} rows, not {len(question_tokens)}")
+    contexts = [
+        padded_len - start - question
+        for start, question in zip(starts, question_tokens, strict=True)
+    ]
+    if min(question_tokens) < 1 or min(contexts) < 1:
+        raise ValueError("every prompt needs at least one token of context and one of question")
+    result = []
+    for lengths, last in ((contexts, question_tokens), (question_tokens, [0] * batch)):
+        longest = max(lengths)
+        tokens = input_ids.new_zeros(batch, longest)
+        for row, length in enumerate(lengths):
+            end = padded_len - last[row]
+            tokens[row, longest - length :] = input_ids[row, end - length : end]
+        result.append((tokens, [longest - length for length in lengths]))
+    return result
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -83,6 +112,7 @@ def generate(
     max_new_tokens: int,
     pruning: Pruning | None = None,
     stop_tokens: Collection[int] = (),
+    question_tokens: Sequence[int] | None = None,
 ) -> Generation:
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
@@ -90,7 +120,10 @@ def generate(
     backend: one of `attention.names()`.
     pruning: None keeps every token: then, as with `keep_ratio=1`, the tokens are those of
         `model.generate(do_sample=False)`.
-    The first new token comes from the whole prompt's cache; pruning shows from the second on.
+    question_tokens: for each row, how many of its last tokens are not pruned but processed in one
+        chunk against the pruned cache of the tokens before them, as a server does that caches
+        documents. None: the whole prompt is pruned; the first new token then comes from the whole
+        prompt's cache, and pruning shows from the second on.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet.
@@ -99,26 +132,35 @@ def generate(
         raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
     device = next(model.get_input_embeddings().parameters()).device
     devices = {parameter.device for parameter in model.parameters()}
-    batch, padded_len = input_ids.shape
+    batch = input_ids.shape[0]
     starts = [0] * batch if attention_mask is None else padding_before(attention_mask)
     input_ids = input_ids.to(device)
+    chunks = [(input_ids, starts)]
+    if question_tokens is not None:
+        chunks = split_questions(input_ids, starts, question_tokens)
     stopwatch, memory = Stopwatch(), PeakMemory(devices)
     cache = PrunedCache(
         model.config.get_text_config().num_hidden_layers,
         pruning,
-        leading(starts),
-        reserve_tokens=max_new_tokens - 1,
+        leading(chunks[0][1]),
+        reserve_tokens=sum(tokens.shape[1] for tokens, _ in chunks[1:]) + max_new_tokens - 1,
         stopwatch=stopwatch,
     )
-    first_position = torch.tensor(starts, device=device)[:, None]
+    seen_tokens = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
-    def step(tokens: torch.Tensor, seen: int) -> torch.Tensor:
-        """Next token of each row, (B,), after `tokens` (B, Q) that follow `seen` earlier ones."""
-        index = torch.arange(seen, seen + tokens.shape[1], device=device)
+    def step(tokens: torch.Tensor, padding: Sequence[int] | None = None) -> torch.Tensor:
+        """Next token of each row, (B,), after `tokens` (B, Q), of which `padding` come first."""
+        nonlocal seen_tokens
+        index = torch.arange(tokens.shape[1], device=device)[None]
+        if padding is not None:
+            cache.expect(padding)
+            index = index - torch.tensor(padding, device=device)[:, None]
+        # A token's position counts its row's tokens before it, whatever the cache still holds.
+        position_ids = (seen_tokens + index).clamp(min=0)
+        seen_tokens = position_ids[:, -1:] + 1
         logits = model(
             input_ids=tokens,
-            # A token's position counts its row's tokens before it, whatever the cache still holds.
-            position_ids=(index - first_position).clamp(min=0),
+            position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -129,7 +171,8 @@ def generate(
         memory.restart()
         synchronize(devices)
         began = time.perf_counter()
-        next_token = step(input_ids, seen=0)
+        for tokens, padding in chunks:
+            next_token = step(tokens, padding)
         answers = [[token] for token in next_token.tolist()]
         first_known = time.perf_counter()
         synchronize(devices)
@@ -138,10 +181,10 @@ def generate(
         memory.restart()
 
         decode_began = time.perf_counter()
-        for seen in range(padded_len, padded_len + max_new_tokens - 1):
+        for _ in range(max_new_tokens - 1):
             if all(answer[-1] in stop_tokens for answer in answers):
                 break
-            next_token = step(next_token[:, None], seen)
+            next_token = step(next_token[:, None])
             for answer, token in zip(answers, next_token.tolist(), strict=True):
                 if answer[-1] not in stop_tokens:
                     answer.append(token)

@@ -84,6 +84,11 @@ class Settings:
     keep_ratio: Annotated[float, Gt(0), Le(1)] = variable(
         0.7, "fraction of the prompt's tokens kept", unused_when=("KV_MODE", "none")
     )
+    keep_tokens: PositiveInt | None = variable(
+        None,
+        "tokens of the prompt kept in each layer, in place of KEEP_RATIO",
+        unused_when=("KV_MODE", "none"),
+    )
     prune_after: NaturalInt = variable(
         512,
         "prune only prompts of at least this many tokens",
@@ -94,9 +99,9 @@ class Settings:
     )
     kv_scope: str = variable(
         "prompt",
-        "what is pruned: the whole prompt",
-        choices=("prompt",),
-        unused_when=("KV_MODE", "none"),
+        "what is pruned: the whole prompt, or the context alone, so that the question is read "
+        "against the pruned cache",
+        choices=("prompt", "context"),
     )
     quant_mode: str = variable("none", "quantization of the weights", choices=quantization.names)
     dtype: str = variable(

@@ -23,12 +23,14 @@ class Prompt:
     """A prompt in tokens.
 
     document_tokens: tokens of the whole document; dropped_tokens: how many of them were cut.
+    question_tokens: how many of the last tokens stand after the document.
     """
 
     text: str
     input_ids: list[int]
     document_tokens: int
     dropped_tokens: int
+    question_tokens: int
 
 
 class ContextTooShortError(ValueError):
@@ -76,11 +78,30 @@ class PromptBuilder:
             else None
         )
         if whole is not None and len(whole[1]) <= context_tokens:
-            return Prompt(*whole, document_tokens=len(spans), dropped_tokens=0)
+            return self._prompt(parts, whole, len(spans), dropped_tokens=0)
         if truncate == "skip":
             return None
-        kept, (text, input_ids) = self._fit(parts, spans, context_tokens, fixed, _CUTS[truncate])
-        return Prompt(text, input_ids, len(spans), len(spans) - kept)
+        kept, best = self._fit(parts, spans, context_tokens, fixed, _CUTS[truncate])
+        return self._prompt(parts, best, len(spans), len(spans) - kept)
+
+    def _prompt(
+        self,
+        parts: Parts,
+        encoded: tuple[str, list[int]],
+        document_tokens: int,
+        dropped_tokens: int,
+    ) -> Prompt:
+        text, input_ids = encoded
+        # A chat template may strip what it wraps.
+        question_at = text.rindex(parts.after.strip())
+        offsets = self.tokenizer(
+            text,
+            add_special_tokens=not self.chat_template,
+            return_offsets_mapping=True,
+            verbose=False,
+        )["offset_mapping"]
+        question_tokens = sum(start >= question_at for start, end in offsets if end > start)
+        return Prompt(text, input_ids, document_tokens, dropped_tokens, question_tokens)
 
     def _fit(
         self,

@@ -48,7 +48,10 @@ def label(meta: dict[str, Any]) -> str:
     values = meta["variables"]
     parts = [values["ATTN_IMPL"], values["KV_MODE"]]
     if values["KV_MODE"] != "none":
-        parts[-1] += f" {values['KEEP_RATIO']:g}"
+        kept = values.get("KEEP_TOKENS") or f"{values['KEEP_RATIO']:g}"
+        parts[-1] += f" {kept}"
+        if values["KV_SCOPE"] != "prompt":
+            parts[-1] += f" ({values['KV_SCOPE']})"
     if values["QUANT_MODE"] != "none":
         parts.append(values["QUANT_MODE"])
     return ", ".join(parts)

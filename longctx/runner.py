@@ -82,6 +82,13 @@ class Run:
         self.task = task
         self.environ = environ
         self.settings = settings = _choose_backend(settings, environ)
+        if {"KEEP_TOKENS", "KEEP_RATIO"} <= environ.is_set:
+            problem = "excludes KEEP_RATIO: set one of the two"
+            raise SettingError("KEEP_TOKENS", settings.keep_tokens, problem)
+        try:
+            method = environ.method()
+        except ValueError as error:
+            raise SettingError("KV_MODE", settings.kv_mode, str(error)) from None
         self.quantization = environ.quantization()
         _check_machine(settings, self.quantization)
         self.logdir = _writable_folder(settings.logdir)
@@ -98,9 +105,14 @@ class Run:
         self.samples = self._samples()
         if not self.source.is_random:
             _check_scores(task)
-        method = environ.method()
         self.pruning = (
-            Pruning(method, settings.keep_ratio, settings.prune_after, settings.skip_layers)
+            Pruning(
+                method,
+                settings.keep_ratio,
+                settings.prune_after,
+                settings.skip_layers,
+                settings.keep_tokens,
+            )
             if method is not None
             else None
         )
@@ -124,7 +136,9 @@ class Run:
                 "quant_mode": self.settings.quant_mode,
                 "warmup_ms": warmup_ms,
                 "weights_gb": self.weights_gb,
-                "first_token_before_pruning": self.pruning is not None,
+                "kv_scope": self.settings.kv_scope,
+                "first_token_before_pruning": self.pruning is not None
+                and self.settings.kv_scope == "prompt",
             }
             rows = [row for row in files.rows if row["context_tokens"] == context_tokens]
             summaries.append(
@@ -331,6 +345,9 @@ class Run:
             max_new_tokens=self.settings.max_new_tokens,
             pruning=self.pruning,
             stop_tokens=self.stop_tokens,
+            question_tokens=[prompt.question_tokens for prompt in prompts]
+            if self.settings.kv_scope == "context"
+            else None,
         )
 
     def _scored(

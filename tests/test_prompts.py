@@ -34,6 +34,9 @@ def test_prompts_fill_their_context_and_never_exceed_it(builtin_tokenizer, chat_
             builtin_tokenizer.decode(prompt.input_ids, clean_up_tokenization_spaces=False)
             == prompt.text
         )
+        tail = builtin_tokenizer.decode(prompt.input_ids[-prompt.question_tokens :])
+        assert question in tail
+        assert len(tail) <= len(prompt.text) - prompt.text.index(question) + 2
         if prompt.dropped_tokens:
             cut += 1
             assert len(prompt.input_ids) >= context_tokens - 8

@@ -128,7 +128,7 @@ def _forward(
     layout = active.layout(layer, query, key)
     output, kernel = active.backend.attend(query, key, value, layout, scaling)
     active.kernels["prefill" if query.shape[2] > 1 else "decode"].add(kernel)
-    layer.settle()
+    layer.settle(query, scaling)
     return output, None
 
 

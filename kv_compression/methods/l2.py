@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kv_compression.methods import PrefilledLayer
+
 
 @dataclass(frozen=True)
 class Method:
@@ -26,10 +28,10 @@ class Method:
         if self.keep not in ("low", "high"):
             raise ValueError(f"keep must be 'low' or 'high', not {self.keep!r}")
 
-    def score(self, keys: torch.Tensor) -> torch.Tensor:
-        """keys (B, H, S, D) -> (B, H, S) float32.
+    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+        """(B, H, S) float32: the norm, or its negative.
 
         The norm is taken in float32: in bfloat16 about three quarters of a head's norms tie.
         """
-        norms = torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32)
+        norms = torch.linalg.vector_norm(layer.keys, dim=-1, dtype=torch.float32)
         return norms if self.keep == "high" else -norms

@@ -1,0 +1,43 @@
+"""snapkv: keep what the prompt's last tokens attend to (Li et al. 2024, arXiv 2404.14469)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import avg_pool1d
+
+from kv_compression.methods import PrefilledLayer
+
+
+@dataclass(frozen=True)
+class Method:
+    """Attention of an observation window, smoothed along the text; the window itself stays."""
+
+    window: int = field(
+        default=64,
+        metadata={"env": "SNAPKV_WINDOW", "help": "last tokens whose attention decides"},
+    )
+    kernel: int = field(
+        default=5,
+        metadata={"env": "SNAPKV_KERNEL", "help": "tokens that are averaged over; odd"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"SNAPKV_WINDOW must be 1 or more, not {self.window}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"SNAPKV_KERNEL must be odd, not {self.kernel}")
+
+    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+        """(B, H, S) float32: mean attention over window and group, pooled; the window above all.
+
+        Where fewer tokens are kept than the window holds, the most recent of it stay.
+        """
+        weights = layer.attention_of_last(self.window)
+        window = weights.shape[3]
+        before = weights[..., :-window].mean(dim=(2, 3))
+        pooled = before
+        if before.shape[2] > 0:
+            pooled = avg_pool1d(before, self.kernel, stride=1, padding=self.kernel // 2)
+        # Attention is at most 1, so these are above every score, in their order.
+        recent = 2 + layer.positions[:, None, -window:].float()
+        return torch.cat([pooled, recent.expand(-1, pooled.shape[1], -1)], dim=2)

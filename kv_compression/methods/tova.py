@@ -1,0 +1,18 @@
+"""tova: keep what the prompt's last token attends to (Oren et al. 2024, arXiv 2401.06104)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from kv_compression.methods import PrefilledLayer
+
+
+@dataclass(frozen=True)
+class Method:
+    """One choice for all heads of a layer, by the last token's mean attention over them."""
+
+    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+        """(B, H, S) float32, the same in every head; the last token above all."""
+        weights = layer.attention_of_last(1).mean(dim=(1, 2, 3))
+        weights[:, -1] = 2.0  # attention is at most 1
+        return weights[:, None].expand(layer.keys.shape[:3])

@@ -1,0 +1,151 @@
+"""Every method: what it keeps, by definition and in a batch as alone."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kv_compression import methods
+from kv_compression.cache import Pruning
+from kv_compression.generation import generate
+from kv_compression.methods import PrefilledLayer, method_class
+from tests.models import batch, tiny
+
+SCALING = 0.25
+
+
+def layer_of(stored, rows=1, starts=None, heads=2, query_heads=4, head_dim=8, seed=0, layer_idx=1):
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(n_heads):
+        return torch.randn(rows, n_heads, stored, head_dim, generator=generator)
+
+    keys, values, queries = random(heads), random(heads), random(query_heads)
+    return PrefilledLayer(keys, values, queries, SCALING, starts, layer_idx)
+
+
+def row_of(layer, row, start):
+    """A row of a padded layer, alone."""
+    return PrefilledLayer(
+        layer.keys[row, None, :, start:],
+        layer.values[row, None, :, start:],
+        layer.queries[row, None, :, start:],
+        layer.scaling,
+        None,
+        layer.layer_idx,
+    )
+
+
+@pytest.mark.parametrize("name", methods.names())
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_scores_of_a_row_do_not_depend_on_its_batch(name, data):
+    stored = data.draw(st.integers(1, 200))
+    starts = tuple(data.draw(st.integers(0, stored - 1)) for _ in range(2))
+    layer = layer_of(stored, rows=2, starts=starts if any(starts) else None)
+    scores = method_class(name)().score(layer)
+    assert scores.shape == layer.keys.shape[:3]
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+    for row, start in enumerate(starts):
+        alone = method_class(name)().score(row_of(layer, row, start))
+        assert torch.allclose(scores[row, :, start:], alone[0], atol=1e-6)
+
+
+def attention(layer, head, query_at):
+    """float64 weights of one query head over the tokens up to its own."""
+    key = layer.keys[0, head // 2, : query_at + 1].double()
+    scores = key @ layer.queries[0, head, query_at].double() * layer.scaling
+    return torch.softmax(scores, 0)
+
+
+def test_window_keeps_sinks_and_the_end():
+    scores = method_class("window")(sinks=2).score(layer_of(9))
+    assert scores[0, 0].topk(5).indices.sort().values.tolist() == [0, 1, 6, 7, 8]
+
+
+def test_random_is_a_draw_of_its_own_in_every_layer_and_head():
+    draws = [
+        method_class("random")(seed=s).score(layer_of(50, layer_idx=n))
+        for s in (0, 1)
+        for n in (0, 1)
+    ]
+    flat = [draw[0, head] for draw in draws for head in range(2)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(flat) for b in flat[:i])
+    assert 0.3 < torch.stack(flat).mean() < 0.7
+
+
+def test_keydiff_by_definition():
+    layer = layer_of(20)
+    scores = method_class("keydiff")().score(layer)
+    keys = layer.keys[0, 1].double()
+    unit = keys / keys.norm(dim=-1, keepdim=True)
+    mean = unit.mean(0)
+    expected = -(unit @ mean) / mean.norm()
+    assert torch.allclose(scores[0, 1].double(), expected, atol=1e-6)
+
+
+def test_tova_by_definition():
+    layer = layer_of(20)
+    scores = method_class("tova")().score(layer)
+    expected = sum(attention(layer, head, 19) for head in range(4)) / 4
+    assert torch.allclose(scores[0, 0, :-1].double(), expected[:-1], atol=1e-6)
+    assert torch.equal(scores[0, 0], scores[0, 1])
+    assert scores[0, 0].argmax() == 19
+
+
+def test_snapkv_by_definition():
+    layer, window, kernel = layer_of(30), 4, 3
+    scores = method_class("snapkv")(window=window, kernel=kernel).score(layer)
+    for head in range(2):
+        mean = torch.zeros(30, dtype=torch.float64)
+        for query_head in (2 * head, 2 * head + 1):
+            for query_at in range(26, 30):
+                mean[: query_at + 1] += attention(layer, query_head, query_at) / 8
+        before = torch.cat([torch.zeros(1), mean[:26], torch.zeros(1)]).double()
+        expected = torch.stack([before[i : i + 3].sum() / 3 for i in range(26)])
+        assert torch.allclose(scores[0, head, :26].double(), expected, atol=1e-6)
+        assert scores[0, head].topk(4).indices.sort().values.tolist() == [26, 27, 28, 29]
+
+
+def test_methods_that_score_by_attention_say_what_they_need():
+    layer = layer_of(5)
+    without = PrefilledLayer(layer.keys, layer.values, None, 1.0, None, 0)
+    for name in ("snapkv", "tova"):
+        with pytest.raises(ValueError, match="needs the queries"):
+            method_class(name)().score(without)
+
+
+@pytest.mark.parametrize("questions", [None, [3, 2, 40]])
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_in_generation(name, questions):
+    model = tiny()
+    lengths = [90, 8, 131]
+    input_ids, mask = batch(lengths)
+
+    def run(ids, attention_mask, rows, **pruning):
+        return generate(
+            model,
+            ids,
+            attention_mask,
+            backend="sdpa",
+            max_new_tokens=6,
+            pruning=Pruning(method_class(name)(), prune_after=0, **pruning),
+            question_tokens=None if questions is None else [questions[row] for row in rows],
+        )
+
+    whole = run(input_ids, mask, range(3), keep_ratio=1.0)
+    expected = model.generate(
+        input_ids=input_ids, attention_mask=mask, max_new_tokens=6, do_sample=False
+    )
+    assert whole.new_tokens == expected[:, 131:].tolist()
+
+    pruned = run(input_ids, mask, range(3), keep_ratio=0.3)
+    longest = max(n - (questions[row] if questions else 0) for row, n in enumerate(lengths))
+    rest = max(questions) if questions else 0
+    assert pruned.stored_tokens == [math.ceil(0.3 * longest) + rest] * 3
+    for row, length in enumerate(lengths):
+        alone = run(input_ids[row : row + 1, -length:], None, [row], keep_ratio=0.3)
+        assert alone.new_tokens[0] == pruned.new_tokens[row]
