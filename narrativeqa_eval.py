@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from longctx import metrics, synthetic
-from longctx.config import Settings, redefault, variable
+from longctx.config import variable
 from longctx.prompts import Parts
-from longctx.runner import Sample, Task, main
+from longctx.runner import main
+from longctx.settings import Settings, redefault
+from longctx.task import Sample, Task
 
 INSTRUCTIONS = (
     "You are given a story, which can be either a novel or a movie script, and a question. Answer "

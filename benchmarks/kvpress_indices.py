@@ -71,9 +71,10 @@ def oracle(folder: str, tokens: list[int], result: Path) -> None:
 
 def our_choices(folder: str, tokens: list[int]) -> Choices:
     """The indices that our methods keep, (H, kept) for each layer, by method and ratio."""
-    from kv_compression.cache import PrunedLayer, Pruning
+    from kv_compression.cache import PrunedLayer
     from kv_compression.generation import generate
     from kv_compression.methods import PrefilledLayer, method_class
+    from kv_compression.pruning import Pruning
     from kv_compression.selection import select
 
     model = load(folder)

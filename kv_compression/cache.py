@@ -7,57 +7,20 @@ its start, says where they begin; pruning keeps it so.
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import overload
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from kv_compression.measure import Stopwatch
-from kv_compression.methods import PrefilledLayer, PruningMethod
+from kv_compression.methods import PrefilledLayer
 from kv_compression.methods.l2 import Method as L2
-from kv_compression.selection import kept_count, leading, select
+from kv_compression.pruning import Pruning, check_skip_layers
+from kv_compression.selection import leading, select
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """How a prompt's cache is pruned.
-
-    keep_ratio: share of each row's tokens that stays, in (0, 1]; the count is rounded up.
-    keep_tokens: number of each row's tokens that stay in each layer, in place of a share.
-    prune_after: rows with fewer tokens than this are left whole.
-    skip_layers: indices of the layers that are never pruned.
-    Raises ValueError for values outside these ranges.
-    """
-
-    method: PruningMethod
-    keep_ratio: float = 0.7
-    prune_after: int = 512
-    skip_layers: tuple[int, ...] = ()
-    keep_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.keep_tokens is not None and self.keep_tokens < 1:
-            raise ValueError(f"keep_tokens must be 1 or more, not {self.keep_tokens}")
-        if not 0 < self.keep_ratio <= 1:
-            raise ValueError(f"keep_ratio must lie in (0, 1], not {self.keep_ratio}")
-        if self.prune_after < 0:
-            raise ValueError(f"prune_after must be 0 or more, not {self.prune_after}")
-        if any(layer_idx < 0 for layer_idx in self.skip_layers):
-            raise ValueError(f"skip_layers must hold indices from 0, not {self.skip_layers}")
-
-    def counts(self, lengths: Sequence[int]) -> list[int]:
-        """Tokens kept of rows with `lengths` tokens."""
-        return [self._count(length) if length >= self.prune_after else length for length in lengths]
-
-    def _count(self, length: int) -> int:
-        if self.keep_tokens is not None:
-            return min(length, self.keep_tokens)
-        return kept_count(length, self.keep_ratio)
 
 
 class PrunedLayer(DynamicLayer):
@@ -239,16 +202,6 @@ class PrunedCache(DynamicCache):
             tensor.numel() * tensor.element_size()
             for layer in self.layers
             for tensor in (layer.keys, layer.values)
-        )
-
-
-def check_skip_layers(skip_layers: Iterable[int], num_layers: int) -> None:
-    """Raises ValueError when a layer is named that a model of `num_layers` layers does not have."""
-    unknown = sorted(layer_idx for layer_idx in skip_layers if not 0 <= layer_idx < num_layers)
-    if unknown:
-        raise ValueError(
-            f"the model has no layer {', '.join(map(str, unknown))}: "
-            f"its {num_layers} layers are 0 to {num_layers - 1}"
         )
 
 

@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kv_compression.attention import use_attention
-from kv_compression.cache import PrunedCache, Pruning
+from kv_compression.cache import PrunedCache
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
+from kv_compression.pruning import Pruning
 from kv_compression.selection import leading
 
 

@@ -6,9 +6,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kv_compression.attention import backend_of
-from kv_compression.cache import Pruning
 from kv_compression.generation import generate, stop_token_ids
 from kv_compression.methods.l2 import Method as L2
+from kv_compression.pruning import Pruning
 
 
 def generate_with_l2_compress(

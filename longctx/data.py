@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from longctx import hub
-from longctx.config import SettingError, Settings
+from longctx.config import SettingError
 from longctx.console import notice
+from longctx.settings import Settings
 
 _BUILDER_OF_SUFFIX = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 

@@ -23,11 +23,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from kv_compression.cache import check_skip_layers
+from kv_compression.pruning import check_skip_layers
 from longctx import builtin, hub
-from longctx.config import SettingError, Settings
+from longctx.config import SettingError
 from longctx.console import notice
 from longctx.quantization import Quantization
+from longctx.settings import Settings
 
 _RANDOM_PREFIX = "random/"
 

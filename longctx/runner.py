@@ -5,59 +5,21 @@ import gc
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
-from kv_compression import attention
-from kv_compression.cache import Pruning
 from kv_compression.generation import Generation, generate, stop_token_ids
-from longctx import config, data, environment, metrics, models, report, results
-from longctx.config import Environment, SettingError, Settings
+from longctx import config, data, environment, metrics, models, preflight, report, results
+from longctx.config import Environment, SettingError
 from longctx.console import notice, stderr, stdout
-from longctx.prompts import ContextTooShortError, Parts, Prompt, PromptBuilder
+from longctx.prompts import Prompt
+from longctx.settings import Settings
+from longctx.task import Sample, Task, samples_by_context
 from longctx.tracking import Tracker
-
-_SYNTHETIC = "synthetic"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question of a data set. `extra` goes into the results as it is."""
-
-    sample_id: str
-    parts: Parts
-    references: list[str]
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a script says about its data set; the rest is the harness's.
-
-    settings: the script's Settings class.
-    sample: a record of the data set, its number and the settings -> a Sample. KeyError, TypeError,
-        IndexError and AttributeError mean that the record is not of the data set's schema.
-    synthesize: (seed, count, document_tokens, count_tokens) -> records of DATASET_ID=synthetic.
-    answer: the model's text and whether the prompt was raw -> the prediction.
-    score: predictions and their references -> scores by name, one dict a sample.
-    score_names: the names, in the order of the tables.
-    check_scores: raises when a score could not be computed later.
-    """
-
-    name: str
-    settings: type[Settings]
-    sample: Callable[[dict[str, Any], int, Any], Sample]
-    synthesize: Callable[[int, int, int, Callable[[str], int]], list[dict[str, Any]]]
-    answer: Callable[[str, bool], str]
-    score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
-    score_names: tuple[str, ...]
-    check_scores: Callable[[], None]
 
 
 def main(task: Task, description: str, environ: Mapping[str, str] | None = None) -> None:
@@ -81,41 +43,17 @@ class Run:
     def __init__(self, task: Task, settings: Settings, environ: Environment):
         self.task = task
         self.environ = environ
-        self.settings = settings = _choose_backend(settings, environ)
-        if {"KEEP_TOKENS", "KEEP_RATIO"} <= environ.is_set:
-            problem = "excludes KEEP_RATIO: set one of the two"
-            raise SettingError("KEEP_TOKENS", settings.keep_tokens, problem)
-        try:
-            method = environ.method()
-        except ValueError as error:
-            raise SettingError("KV_MODE", settings.kv_mode, str(error)) from None
+        self.settings = settings = preflight.choose_backend(settings, environ)
+        self.pruning = preflight.pruning(settings, environ)
         self.quantization = environ.quantization()
-        _check_machine(settings, self.quantization)
-        self.logdir = _writable_folder(settings.logdir)
+        preflight.check_machine(settings, self.quantization)
+        self.logdir = preflight.writable_folder(settings.logdir)
         self.source = models.find(settings)
         models.check(settings, self.source)
-        use_template = settings.chat_template == "on" or (
-            settings.chat_template == "auto"
-            and self.source.tokenizer.chat_template is not None
-            and not self.source.prefers_raw_prompts
-        )
-        if use_template and self.source.tokenizer.chat_template is None:
-            raise SettingError("CHAT_TEMPLATE", "on", f"{settings.model_id} has no chat template")
-        self.builder = PromptBuilder(self.source.tokenizer, use_template)
-        self.samples = self._samples()
+        self.builder = preflight.prompt_builder(settings, self.source)
+        self.samples = samples_by_context(task, settings, self.builder)
         if not self.source.is_random:
-            _check_scores(task)
-        self.pruning = (
-            Pruning(
-                method,
-                settings.keep_ratio,
-                settings.prune_after,
-                settings.skip_layers,
-                settings.keep_tokens,
-            )
-            if method is not None
-            else None
-        )
+            preflight.check_scores(task)
 
     def execute(self) -> dict[str, Any]:
         """Load the model, run every context, write everything; returns the full results."""
@@ -160,43 +98,6 @@ class Run:
         report.print_predictions(full)
         report.print_paths([files.summaries_path, files.full_path])
         return full
-
-    def _samples(self) -> dict[int, list[Sample]]:
-        """Samples for each context length; only synthetic documents differ between lengths."""
-        settings, task = self.settings, self.task
-        if settings.dataset_id != _SYNTHETIC:
-            samples = self._parse(data.read(settings))
-            self._check_contexts(samples)
-            return dict.fromkeys(settings.contexts, samples)
-
-        def synthesize(document_tokens: int) -> list[Sample]:
-            return self._parse(
-                task.synthesize(
-                    settings.seed, settings.n_samples, document_tokens, self.builder.count_tokens
-                )
-            )
-
-        longest_question = self._check_contexts(synthesize(0))
-        return {length: synthesize(length - longest_question) for length in settings.contexts}
-
-    def _parse(self, records: list[data.Record]) -> list[Sample]:
-        samples = []
-        for number, record in enumerate(records):
-            try:
-                samples.append(self.task.sample(record, number, self.settings))
-            except (KeyError, TypeError, IndexError, AttributeError) as error:
-                problem = f"record {number} is not of {self.task.name}'s schema: no {error}"
-                raise SettingError("DATASET_ID", self.settings.dataset_id, problem) from error
-        return samples
-
-    def _check_contexts(self, samples: Sequence[Sample]) -> int:
-        """Tokens of the longest prompt without its document; raises when a context is shorter."""
-        longest = max(self.builder.fixed_tokens(sample.parts) for sample in samples)
-        shortest_context = min(self.settings.contexts)
-        if longest > shortest_context:
-            error = ContextTooShortError(shortest_context, longest)
-            raise SettingError("CONTEXTS", shortest_context, str(error))
-        return longest
 
     def _files(self) -> results.RunFiles:
         settings = self.settings
@@ -398,52 +299,6 @@ class Run:
             "weights_gb": self.weights_gb,
             **quality,
         }
-
-
-def _choose_backend(settings: Settings, environ: Environment) -> Settings:
-    """Without a GPU and without a wish, `sdpa`; a wish that cannot be met raises SettingError."""
-    on_gpu = torch.cuda.is_available() and settings.device_map != "cpu"
-    dtype = getattr(torch, settings.dtype)
-    try:
-        attention.backend(settings.attn_impl).check("cuda" if on_gpu else "cpu", dtype)
-    except ValueError as error:
-        if "ATTN_IMPL" in environ.is_set:
-            raise SettingError(
-                "ATTN_IMPL", settings.attn_impl, f"{error}; sdpa runs anywhere"
-            ) from None
-        notice(f"ATTN_IMPL=sdpa, since {error}")
-        return replace(settings, attn_impl="sdpa")
-    return settings
-
-
-def _check_machine(settings: Settings, quantization: Any) -> None:
-    """Raises SettingError for what this machine or its packages cannot do."""
-    if settings.device_map.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError("DEVICE_MAP", settings.device_map, "there is no CUDA GPU here")
-    try:
-        quantization.check()
-    except ValueError as error:
-        raise SettingError("QUANT_MODE", settings.quant_mode, str(error)) from None
-
-
-def _writable_folder(logdir: str) -> Path:
-    folder = Path(logdir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        results.write_whole(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise SettingError("LOGDIR", logdir, f"cannot be written: {error.strerror}") from None
-    return folder
-
-
-def _check_scores(task: Task) -> None:
-    """Before the model is loaded: what would be missing after the first answer."""
-    try:
-        task.check_scores()
-    except (RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _progress() -> Progress:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from longctx.config import Settings
 from longctx.console import notice
 from longctx.results import Row, Summary
+from longctx.settings import Settings
 
 _GROUP_OF_PREFIX = {
     "latency_ms": "latency",

@@ -5,7 +5,7 @@ import pytest
 
 import narrativeqa_eval
 from longctx import config
-from longctx.config import Settings
+from longctx.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,28 +1,22 @@
 """Tokens against `model.generate` and against a float64 model that knows nothing of caches."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from kv_compression import attention
 from kv_compression.attention import backend_of
-from kv_compression.cache import Pruning
+from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate, padding_before, stop_token_ids
-from kv_compression.kv_l2_dynamic import generate_with_l2_compress
 from kv_compression.methods.l2 import Method as L2
+from kv_compression.pruning import Pruning
 from tests.models import CONFIGS, batch, tiny
 
 CPU_BACKENDS = ["eager", "sdpa", "flex"]
 LENGTHS = [37, 5, 131, 1]
-
-
-class Tokenizer:
-    """The two attributes that generation asks of a tokenizer."""
-
-    eos_token_id = None
-    pad_token_id = 0
 
 
 def reference_tokens(model, input_ids, attention_mask=None, new_tokens=10):
@@ -197,45 +191,8 @@ def test_timings_add_up(new_tokens):
     assert result.peak_prefill_bytes is None
 
 
-def test_stops_at_every_stop_token_and_fills_with_padding():
-    model = tiny()
-    input_ids, mask = batch(LENGTHS)
-    free = reference_tokens(model, input_ids, mask)
-    model.generation_config.eos_token_id = [free[0][3], free[2][5]]
-    model.generation_config.pad_token_id = 0
-    expected = model.generate(
-        input_ids=input_ids, attention_mask=mask, max_new_tokens=10, do_sample=False
-    )
-    output, ttft_ms = generate_with_l2_compress(
-        model,
-        Tokenizer(),
-        {"input_ids": input_ids, "attention_mask": mask},
-        max_new_tokens=10,
-        keep_ratio=1.0,
-        prune_after=0,
-    )
-    assert torch.equal(output, expected)
-    assert ttft_ms > 0
-
-
-def test_generate_with_l2_compress_prunes_and_puts_the_attention_back():
-    model = tiny()
-    model.set_attn_implementation("eager")
-    input_ids, _ = batch([50])
-    whole, _ = generate_with_l2_compress(
-        model, Tokenizer(), {"input_ids": input_ids}, keep_ratio=0.2
-    )
-    pruned, _ = generate_with_l2_compress(
-        model, Tokenizer(), input_ids, keep_ratio=0.2, prune_after=50
-    )
-    assert torch.equal(whole, model.generate(input_ids, max_new_tokens=20, do_sample=False))
-    assert not torch.equal(whole, pruned)
-    assert model.config._attn_implementation == "eager"
-
-
 def test_stop_tokens_come_from_the_generation_config_else_the_tokenizer():
-    model, tokenizer = tiny(), Tokenizer()
-    tokenizer.eos_token_id = 7
+    model, tokenizer = tiny(), SimpleNamespace(eos_token_id=7)
     assert stop_token_ids(model, tokenizer) == {7}
     model.generation_config.eos_token_id = [3, 4]
     assert stop_token_ids(model, tokenizer) == {3, 4}
@@ -293,18 +250,23 @@ def test_no_copy_of_the_cache_at_each_step():
     assert layer.keys.shape[2] == layer.get_seq_length() == 15
 
 
-def test_model_generate_accepts_a_cache_from_a_plain_run():
-    """The reference itself: a plain DynamicCache gives what we give."""
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.4])
+def test_a_pruned_cache_works_inside_model_generate(keep_ratio):
     model = tiny()
-    input_ids, _ = batch([20])
-    output = model.generate(
-        input_ids,
-        past_key_values=DynamicCache(config=model.config),
-        max_new_tokens=4,
-        do_sample=False,
-    )
-    result = generate(model, input_ids, backend="sdpa", max_new_tokens=4)
-    assert output[0, 20:].tolist() == result.new_tokens[0]
+    input_ids, mask = batch(LENGTHS)
+    pruning = Pruning(L2(), keep_ratio, prune_after=6, skip_layers=(0,))
+    starts = tuple(padding_before(mask))
+    cache = PrunedCache(model.config.num_hidden_layers, pruning, starts)
+    with attention.use_attention(model, "sdpa", cache):
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=10,
+            do_sample=False,
+        )
+    ours = generate(model, input_ids, mask, backend="sdpa", max_new_tokens=10, pruning=pruning)
+    assert output[:, input_ids.shape[1] :].tolist() == ours.new_tokens
 
 
 @pytest.mark.model

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_compression import methods
-from kv_compression.cache import Pruning
 from kv_compression.generation import generate
 from kv_compression.methods import PrefilledLayer, method_class
+from kv_compression.pruning import Pruning
 from tests.models import batch, tiny
 
 SCALING = 0.25

@@ -6,7 +6,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from longctx import builtin, models
-from longctx.config import SettingError, Settings
+from longctx.config import SettingError
+from longctx.settings import Settings
 
 # Parameters of the published models.
 SIZES = {

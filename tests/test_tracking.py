@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx.config import Settings
+from longctx.settings import Settings
 from longctx.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]

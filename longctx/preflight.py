@@ -1,0 +1,96 @@
+"""What can be known to fail is found out before a model is loaded."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kv_compression import attention
+from kv_compression.pruning import Pruning
+from longctx.config import Environment, SettingError
+from longctx.console import notice
+from longctx.models import ModelSource
+from longctx.prompts import PromptBuilder
+from longctx.quantization import Quantization
+from longctx.results import write_whole
+from longctx.settings import Settings
+from longctx.task import Task
+
+
+def choose_backend(settings: Settings, environ: Environment) -> Settings:
+    """Without a GPU and without a wish, `sdpa`; a wish that cannot be met raises SettingError."""
+    on_gpu = torch.cuda.is_available() and settings.device_map != "cpu"
+    dtype = getattr(torch, settings.dtype)
+    try:
+        attention.backend(settings.attn_impl).check("cuda" if on_gpu else "cpu", dtype)
+    except ValueError as error:
+        if "ATTN_IMPL" in environ.is_set:
+            raise SettingError(
+                "ATTN_IMPL", settings.attn_impl, f"{error}; sdpa runs anywhere"
+            ) from None
+        notice(f"ATTN_IMPL=sdpa, since {error}")
+        return replace(settings, attn_impl="sdpa")
+    return settings
+
+
+def check_machine(settings: Settings, quantization: Quantization) -> None:
+    """Raises SettingError for what this machine or its packages cannot do."""
+    if settings.device_map.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingError("DEVICE_MAP", settings.device_map, "there is no CUDA GPU here")
+    try:
+        quantization.check()
+    except ValueError as error:
+        raise SettingError("QUANT_MODE", settings.quant_mode, str(error)) from None
+
+
+def writable_folder(logdir: str) -> Path:
+    """The folder for results, made and tried. Raises SettingError."""
+    folder = Path(logdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise SettingError("LOGDIR", logdir, f"cannot be written: {error.strerror}") from None
+    return folder
+
+
+def pruning(settings: Settings, environ: Environment) -> Pruning | None:
+    """What KV_MODE and its companions ask for. Raises SettingError."""
+    if {"KEEP_TOKENS", "KEEP_RATIO"} <= environ.is_set:
+        problem = "excludes KEEP_RATIO: set one of the two"
+        raise SettingError("KEEP_TOKENS", settings.keep_tokens, problem)
+    try:
+        method = environ.method()
+    except ValueError as error:
+        raise SettingError("KV_MODE", settings.kv_mode, str(error)) from None
+    if method is None:
+        return None
+    return Pruning(
+        method,
+        settings.keep_ratio,
+        settings.prune_after,
+        settings.skip_layers,
+        settings.keep_tokens,
+    )
+
+
+def prompt_builder(settings: Settings, source: ModelSource) -> PromptBuilder:
+    """With or without the tokenizer's chat template. Raises SettingError."""
+    has_template = source.tokenizer.chat_template is not None
+    if settings.chat_template == "on" and not has_template:
+        raise SettingError("CHAT_TEMPLATE", "on", f"{settings.model_id} has no chat template")
+    use_template = settings.chat_template == "on" or (
+        settings.chat_template == "auto" and has_template and not source.prefers_raw_prompts
+    )
+    return PromptBuilder(source.tokenizer, use_template)
+
+
+def check_scores(task: Task) -> None:
+    """Before the model is loaded: what would be missing after the first answer."""
+    try:
+        task.check_scores()
+    except (RuntimeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,113 @@
+"""The settings that all evaluation scripts share; a script's own Settings adds to them."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, MinLen
+
+from kv_compression import attention, methods
+from longctx import quantization
+from longctx.config import variable
+
+PositiveInt = Annotated[int, Ge(1)]
+NaturalInt = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that all evaluation scripts share."""
+
+    model_id: Annotated[str, MinLen(1)] = variable(
+        "mistralai/Mistral-7B-Instruct-v0.3",
+        "Hugging Face id, local folder, the built-in `smollm2-135m`, or `random/SHAPE`: that shape "
+        "with random weights, for speed and memory only",
+    )
+    attn_impl: str = variable(
+        "flash2",
+        "attention backend; unset on a machine without a GPU it falls to `sdpa`",
+        choices=attention.names,
+    )
+    n_samples: PositiveInt = variable(100, "samples, the first of the split")
+    batch_size: PositiveInt = variable(1, "prompts in one request")
+    contexts: Annotated[tuple[PositiveInt, ...], MinLen(1)] = variable(
+        (2048, 4096, 8192, 16384, 32768), "prompt lengths in tokens, question and all included"
+    )
+    max_new_tokens: PositiveInt = variable(64, "longest answer in tokens")
+    kv_mode: str = variable(
+        "none",
+        "how the prompt's KV cache is pruned",
+        choices=lambda: ("none", *methods.names()),
+    )
+    keep_ratio: Annotated[float, Gt(0), Le(1)] = variable(
+        0.7, "fraction of the prompt's tokens kept", unused_when=("KV_MODE", "none")
+    )
+    keep_tokens: PositiveInt | None = variable(
+        None,
+        "tokens of the prompt kept in each layer, in place of KEEP_RATIO",
+        unused_when=("KV_MODE", "none"),
+    )
+    prune_after: NaturalInt = variable(
+        512,
+        "prune only prompts of at least this many tokens",
+        unused_when=("KV_MODE", "none"),
+    )
+    skip_layers: tuple[NaturalInt, ...] = variable(
+        (0, 1), "layers that are never pruned; empty for none", unused_when=("KV_MODE", "none")
+    )
+    kv_scope: str = variable(
+        "prompt",
+        "what is pruned: the whole prompt, or the context alone, so that the question is read "
+        "against the pruned cache",
+        choices=("prompt", "context"),
+    )
+    quant_mode: str = variable("none", "quantization of the weights", choices=quantization.names)
+    dtype: str = variable(
+        "bfloat16", "dtype of weights and cache", choices=("bfloat16", "float16", "float32")
+    )
+    device_map: Annotated[str, MinLen(1)] = variable(
+        "auto", "where the model goes: `auto`, `cpu`, `cuda`, `cuda:1`, `balanced`, ..."
+    )
+    trust_remote_code: bool = variable(False, "run Python code that comes with a model")
+    dataset_id: Annotated[str, MinLen(1)] = variable(
+        "synthetic",
+        "hub id, a local `.json`, `.jsonl` or `.parquet` file of the same schema, or `synthetic`",
+    )
+    split: Annotated[str, MinLen(1)] = variable("test", "split of a hub data set")
+    truncate: str = variable(
+        "middle",
+        "what a document too long for its context loses, or `skip` to leave the sample out; "
+        "`head` and `tail` say which end is kept",
+        choices=("middle", "head", "tail", "skip"),
+    )
+    chat_template: str = variable(
+        "auto",
+        "wrap prompts in the tokenizer's chat template; `auto`: where it has one that helps",
+        choices=("auto", "on", "off"),
+    )
+    warmup: NaturalInt = variable(1, "uncounted requests before each context length")
+    seed: NaturalInt = variable(0, "seed of synthetic data, random weights and bootstrap")
+    logdir: Annotated[str, MinLen(1)] = variable(
+        "./logs", "folder for the results", changes_results=False
+    )
+    resume: bool = variable(
+        False, "go on with an unfinished run of the same settings in LOGDIR", changes_results=False
+    )
+    wandb_mode: str = variable(
+        "online",
+        "Weights & Biases; without credentials a run says so and goes on",
+        choices=("online", "offline", "disabled", "shared"),
+        changes_results=False,
+    )
+    wandb_project: Annotated[str, MinLen(1)] = variable(
+        "long-context-inference", "W&B project", changes_results=False
+    )
+    wandb_entity: str | None = variable(
+        None, "W&B user or team; unset: your default", changes_results=False
+    )
+
+
+def redefault(name: str, default: Any) -> Any:
+    """The field `name` of Settings with another default, for a script's own Settings."""
+    field = next(field for field in dataclasses.fields(Settings) if field.name == name)
+    return dataclasses.field(default=default, metadata=field.metadata)

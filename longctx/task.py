@@ -1,0 +1,89 @@
+"""What a script says about its data set, and its samples for each context length."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from longctx import data
+from longctx.config import SettingError
+from longctx.prompts import ContextTooShortError, Parts, PromptBuilder
+from longctx.settings import Settings
+
+_SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question of a data set. `extra` goes into the results as it is."""
+
+    sample_id: str
+    parts: Parts
+    references: list[str]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a script says about its data set; the rest is the harness's.
+
+    settings: the script's Settings class.
+    sample: a record of the data set, its number and the settings -> a Sample. KeyError, TypeError,
+        IndexError and AttributeError mean that the record is not of the data set's schema.
+    synthesize: (seed, count, document_tokens, count_tokens) -> records of DATASET_ID=synthetic.
+    answer: the model's text and whether the prompt was raw -> the prediction.
+    score: predictions and their references -> scores by name, one dict a sample.
+    score_names: the names, in the order of the tables.
+    check_scores: raises when a score could not be computed later.
+    """
+
+    name: str
+    settings: type[Settings]
+    sample: Callable[[dict[str, Any], int, Any], Sample]
+    synthesize: Callable[[int, int, int, Callable[[str], int]], list[dict[str, Any]]]
+    answer: Callable[[str, bool], str]
+    score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
+    score_names: tuple[str, ...]
+    check_scores: Callable[[], None]
+
+
+def samples_by_context(
+    task: Task, settings: Settings, builder: PromptBuilder
+) -> dict[int, list[Sample]]:
+    """Samples for each context length; only synthetic documents differ between lengths."""
+    if settings.dataset_id != _SYNTHETIC:
+        samples = _parse(task, settings, data.read(settings))
+        _check_contexts(settings, builder, samples)
+        return dict.fromkeys(settings.contexts, samples)
+
+    def synthesize(document_tokens: int) -> list[Sample]:
+        return _parse(
+            task,
+            settings,
+            task.synthesize(
+                settings.seed, settings.n_samples, document_tokens, builder.count_tokens
+            ),
+        )
+
+    longest_question = _check_contexts(settings, builder, synthesize(0))
+    return {length: synthesize(length - longest_question) for length in settings.contexts}
+
+
+def _parse(task: Task, settings: Settings, records: list[data.Record]) -> list[Sample]:
+    samples = []
+    for number, record in enumerate(records):
+        try:
+            samples.append(task.sample(record, number, settings))
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            problem = f"record {number} is not of {task.name}'s schema: no {error}"
+            raise SettingError("DATASET_ID", settings.dataset_id, problem) from error
+    return samples
+
+
+def _check_contexts(settings: Settings, builder: PromptBuilder, samples: Sequence[Sample]) -> int:
+    """Tokens of the longest prompt without its document; raises when a context is shorter."""
+    longest = max(builder.fixed_tokens(sample.parts) for sample in samples)
+    shortest_context = min(settings.contexts)
+    if longest > shortest_context:
+        error = ContextTooShortError(shortest_context, longest)
+        raise SettingError("CONTEXTS", shortest_context, str(error))
+    return longest

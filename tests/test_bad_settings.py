@@ -1,0 +1,107 @@
+"""A setting that cannot be used is one line and exit code 2, before any model is loaded."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import narrativeqa_eval
+from longctx import runner
+from longctx.config import SettingError
+from tests.test_run import ROOT, environ, run
+
+pytestmark = pytest.mark.model
+
+BAD_SETTINGS = [
+    ({"ATTN_IMPL": "flash3"}, "choose one of eager, flash2, flex, sdpa"),
+    ({"ATTN_IMPL": "flash2", "DEVICE_MAP": "cpu"}, "flash2 needs a CUDA GPU"),
+    ({"KV_MODE": "L2"}, "did you mean l2?"),
+    ({"KV_MODE": "l2", "KEEP_RATIO": "0"}, "greater than 0"),
+    ({"KV_MODE": "l2", "KEEP_RATIO": "1.5"}, "less than or equal to 1"),
+    ({"KV_MODE": "l2", "KEEP_RATIO": "half"}, "valid number"),
+    ({"KV_MODE": "l2", "KEEP_RATIO": "nan"}, "should be"),
+    ({"KV_MODE": "l2", "SKIP_LAYERS": "0,99"}, "no layer 99"),
+    ({"KV_MODE": "l2", "SKIP_LAYERS": "first"}, "valid integer"),
+    ({"KV_MODE": "l2", "PRUNE_AFTER": "-1"}, "greater than or equal to 0"),
+    ({"KV_MODE": "l2", "L2_KEEP": "middle"}, "choose one of low, high"),
+    ({"KV_SCOPE": "everything"}, "choose one of prompt, context"),
+    ({"KV_MODE": "l2", "KEEP_RATIO": "0.5", "KEEP_TOKENS": "9"}, "excludes KEEP_RATIO"),
+    ({"KEEP_TOKENS": "0"}, "greater than or equal to 1"),
+    ({"KV_MODE": "snapkv", "SNAPKV_KERNEL": "4"}, "must be odd"),
+    ({"N_SAMPLES": "0"}, "greater than or equal to 1"),
+    ({"N_SAMPLES": "ten"}, "valid integer"),
+    ({"BATCH_SIZE": "1.5"}, "valid integer"),
+    ({"BATCH_SIZE": ""}, "is empty"),
+    ({"CONTEXTS": "2048,,4096"}, "valid integer"),
+    ({"CONTEXTS": "256,256"}, "names a value twice"),
+    ({"CONTEXTS": ""}, "at least 1 item"),
+    ({"CONTEXTS": "20"}, "instructions and question alone take"),
+    ({"QUANT_MODE": "int3"}, "choose one of bnb4, bnb8, none"),
+    ({"QUANT_MODE": "bnb4", "BNB_4BIT_TYPE": "nf3"}, "choose one of nf4, fp4"),
+    ({"QUANT_MODE": "bnb8", "LLM_INT8_THRESHOLD": "-2"}, "0 or more"),
+    ({"DTYPE": "float8"}, "choose one of bfloat16, float16, float32"),
+    ({"DEVICE_MAP": "cuda:0"}, "no CUDA GPU here"),
+    ({"MODEL_ID": "no/such-model-anywhere"}, "hub cannot be reached or does not have it"),
+    ({"MODEL_ID": "random/gpt-9"}, "random/mistral-7b"),
+    ({"DATASET_ID": "missing.jsonl"}, "no such file"),
+    ({"DATASET_ID": str(ROOT / "pyproject.toml") + ".json"}, "no such file"),
+    ({"TRUNCATE": "end"}, "choose one of middle, head, tail, skip"),
+    ({"CHAT_TEMPLATE": "maybe"}, "choose one of auto, on, off"),
+    ({"RESUME": "perhaps"}, "valid boolean"),
+    ({"LOGDIR": "/dev/null/logs"}, "cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_SETTINGS)
+def test_a_bad_setting_is_one_line_and_exit_code_2(
+    tiny_folder, tmp_path, monkeypatch, capsys, changes, message
+):
+    if changes.get("DEVICE_MAP") == "cuda:0":
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["narrativeqa_eval.py"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(runner.models, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit) as stop:
+        runner.main(narrativeqa_eval.TASK, "", environ(tiny_folder, tmp_path / "logs", **changes))
+    assert stop.value.code == 2
+    errors = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
+    assert len(errors) == 1
+    variable = list(changes)[-1] if "DEVICE_MAP" not in changes else ""
+    assert message in errors[0]
+    assert variable in errors[0]
+
+
+def test_missing_bitsandbytes_and_schema_errors(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingError, match="QUANT_MODE=bnb4: needs the package bitsandbytes"):
+        run(tiny_folder, tmp_path, QUANT_MODE="bnb4")
+    monkeypatch.undo()
+    path = tmp_path / "wrong.jsonl"
+    path.write_text('{"question": "a string"}\n')
+    with pytest.raises(SettingError, match="record 0 is not of narrativeqa's schema"):
+        run(tiny_folder, tmp_path, DATASET_ID=str(path))
+    path.write_text("{not json\n")
+    with pytest.raises(SettingError, match="cannot be read"):
+        run(tiny_folder, tmp_path, DATASET_ID=str(path))
+
+
+def test_the_process_itself_exits_with_2_and_helps():
+    def script(*arguments, **variables):
+        return subprocess.run(
+            [sys.executable, "narrativeqa_eval.py", *arguments],
+            cwd=ROOT,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    bad = script(KEEP_RATO="0.5", KV_MODE="l3")
+    assert bad.returncode == 2
+    assert "error: KV_MODE=l3: choose one of none, " in bad.stderr
+    assert "Traceback" not in bad.stderr
+    helped = script("--help")
+    assert helped.returncode == 0
+    assert "KEEP_RATIO" in helped.stdout
+    assert "BNB_4BIT_TYPE" in helped.stdout
