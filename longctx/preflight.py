@@ -1,6 +1,7 @@
 """What can be known to fail is found out before a model is loaded."""
 
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from longctx.console import notice
 from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
-from longctx.results import write_whole
 from longctx.settings import Settings
 from longctx.task import Task
 
@@ -49,8 +49,7 @@ def writable_folder(logdir: str) -> Path:
     folder = Path(logdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ".writable", "")
-        (folder / ".writable").unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise SettingError("LOGDIR", logdir, f"cannot be written: {error.strerror}") from None
     return folder
