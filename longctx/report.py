@@ -33,6 +33,8 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
     for context_tokens in contexts:
         table.add_column(f"{context_tokens:,}", justify="right")
     for name, key, decimals in figures:
+        if all(s.get(key) is None and not s["n_oom"] for run in runs for s in run["ctx_summaries"]):
+            continue  # GPU memory on a CPU, quality of random weights
         for place, run in enumerate(runs):
             at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
             cells = [_cell(at.get(length), key, decimals) for length in contexts]

@@ -1,0 +1,72 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from longctx import report
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_of(kv_mode="none", **changes):
+    summary = {
+        "context_tokens": 512, "n_oom": 0, "total_count": 2, "ttft_ms_p50": 1234.5,
+        "peak_gpu_mem_gb_p95": None, "meteor": 0.25, "meteor_ci95": [0.1, 0.4],
+    } | changes  # fmt: skip
+    variables = {
+        "ATTN_IMPL": "sdpa", "KV_MODE": kv_mode, "KEEP_RATIO": 0.5, "KEEP_TOKENS": None,
+        "KV_SCOPE": "context", "QUANT_MODE": "bnb4",
+    }  # fmt: skip
+    meta = {"model": "[bold]x", "score_names": ["meteor"], "variables": variables}
+    return {"run_meta": meta, "ctx_summaries": [summary], "rows": []}
+
+
+def printed(table):
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def test_table_shows_figures_intervals_and_what_sets_runs_apart():
+    text = printed(report.table_of([run_of(), run_of("l2")]))
+    assert "[bold]x" in text
+    assert "sdpa, none, bnb4" in text
+    assert "sdpa, l2 0.5 (context), bnb4" in text
+    assert text.count("1,234.5") == 2
+    assert text.count("0.250 [0.100, 0.400]") == 2
+    assert "GPU peak" not in text
+
+
+def test_out_of_memory_is_shown():
+    text = printed(report.table_of([run_of(n_oom=1, total_count=0, ttft_ms_p50=None)]))
+    assert "out of memory" in text
+
+
+def test_predictions_cannot_steer_the_terminal(capsys):
+    sample = {
+        "sample_id": "s", "prediction": "\x1b]0;evil\x07[red]text[/red]", "references": ["r"],
+    }  # fmt: skip
+    run = run_of()
+    run["rows"] = [{"success": True, "context_tokens": 512, "samples": [sample]}]
+    report.print_predictions(run)
+    output = capsys.readouterr().out
+    assert "\x1b]" not in output
+    assert "[red]text[/red]" in output
+
+
+def test_compare_is_a_command(tmp_path):
+    paths = []
+    for name in ("none", "l2"):
+        paths.append(tmp_path / f"{name}_full.json")
+        paths[-1].write_text(json.dumps(run_of(name)))
+
+    def compare(*files):
+        command = [sys.executable, "-m", "longctx.compare", *map(str, files)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = compare(*paths)
+    assert done.returncode == 0
+    assert all(str(path) in done.stdout for path in paths)
+    assert compare(tmp_path / "missing.json").returncode == 2
