@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, cell: Cell) -> None:
         environ["KEEP_RATIO"] = "0.5"
     try:
         Run(narrativeqa_eval.TASK, *config.read(narrativeqa_eval.TASK.settings, environ)).execute()
-    except config.SettingError as error:
+    except config.CannotRunError as error:
         notice(str(error))
 
 

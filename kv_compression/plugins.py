@@ -8,9 +8,12 @@ from types import ModuleType
 
 @cache
 def names(package: str) -> tuple[str, ...]:
-    """Names of the modules inside `package`, sorted, without importing any of them."""
-    path = importlib.import_module(package).__path__
-    return tuple(sorted(info.name for info in pkgutil.iter_modules(path)))
+    """Names of the modules inside `package`, sorted, without importing any of them.
+
+    A name that begins with an underscore is what the options share, not an option.
+    """
+    modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    return tuple(sorted(info.name for info in modules if not info.name.startswith("_")))
 
 
 def load(package: str, name: str) -> ModuleType:

@@ -25,8 +25,12 @@ Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
 AnySettings = TypeVar("AnySettings")
 
 
-class SettingError(ValueError):
-    """A setting that cannot be used; the message is one line for the person at the terminal."""
+class CannotRunError(ValueError):
+    """What keeps a run from starting; the message is one line for the person at the terminal."""
+
+
+class SettingError(CannotRunError):
+    """A setting that cannot be used."""
 
     def __init__(self, variable: str, value: object, problem: str):
         super().__init__(f"{variable}={value}: {problem}")
@@ -66,6 +70,7 @@ class Variable:
     help: str
     choices: tuple[str, ...] | None
     unused_when: tuple[str, str] | None
+    changes_results: bool
     owner: tuple[str, str] | None
     """(variable, value) of the KV method or quantization that it belongs to."""
 
@@ -118,6 +123,7 @@ def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
             help=meta["help"],
             choices=choices() if callable(choices) else choices,
             unused_when=meta.get("unused_when"),
+            changes_results=meta.get("changes_results", True),
             owner=owner,
         )
 
@@ -157,14 +163,11 @@ class Environment:
         name = self.values["QUANT_MODE"]
         return quantization.quantization_class(name)(**self.parameters("QUANT_MODE", name))
 
-    def fingerprint_values(self, cls: type) -> dict[str, Any]:
+    def fingerprint_values(self) -> dict[str, Any]:
         """Values of the variables that can change a figure."""
-        bookkeeping = {
-            field.name.upper()
-            for field in dataclasses.fields(cls)
-            if not field.metadata["changes_results"]
+        return {
+            known.name: self.values[known.name] for known in self.declared if known.changes_results
         }
-        return {name: value for name, value in self.values.items() if name not in bookkeeping}
 
 
 def read(

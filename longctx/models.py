@@ -233,20 +233,18 @@ def _clear_errors(model_id: str) -> Iterator[None]:
     """Turn the ways in which the hub says no into one line."""
     try:
         yield
-    except GatedRepoError:
-        problem = "is gated: ask for access on its page, then log in with `hf auth login`"
-        raise SettingError("MODEL_ID", model_id, problem) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise SettingError("MODEL_ID", model_id, "no such model on the hub (or private)") from None
     except (OSError, ValueError) as error:
         # Transformers wraps what the hub said.
-        causes, cause = [], error.__cause__ or error.__context__
+        causes: list[BaseException] = []
+        cause: BaseException | None = error
         while cause is not None:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             problem = "is gated: ask for access on its page, then log in with `hf auth login`"
-        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        elif any(
+            isinstance(cause, (RepositoryNotFoundError, HFValidationError)) for cause in causes
+        ):
             problem = "no such model on the hub (or private: log in with `hf auth login`)"
         elif Path(model_id).is_dir():
             problem = f"cannot be loaded from this folder: {_first_line(error)}"

@@ -1,6 +1,5 @@
 """What can be known to fail is found out before a model is loaded."""
 
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 
 from kv_compression import attention
 from kv_compression.pruning import Pruning
-from longctx.config import Environment, SettingError
+from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice
 from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
@@ -87,9 +86,8 @@ def prompt_builder(settings: Settings, source: ModelSource) -> PromptBuilder:
 
 
 def check_scores(task: Task) -> None:
-    """Before the model is loaded: what would be missing after the first answer."""
+    """Raises CannotRunError for what would be missing after the first answer."""
     try:
         task.check_scores()
     except (RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        raise CannotRunError(str(error)) from None

@@ -68,7 +68,8 @@ class PromptBuilder:
         truncate: what a document too long for the context keeps: "middle" (both ends, LongBench's
         protocol), "head", "tail", or "skip", which gives None. Raises ContextTooShortError.
         """
-        fixed = self.fixed_tokens(parts)
+        empty = self._attempt(parts, "")
+        fixed = len(empty[1])
         if fixed > context_tokens:
             raise ContextTooShortError(context_tokens, fixed)
         spans = self._document_spans(parts.document)
@@ -81,7 +82,7 @@ class PromptBuilder:
             return self._prompt(parts, whole, len(spans), dropped_tokens=0)
         if truncate == "skip":
             return None
-        kept, best = self._fit(parts, spans, context_tokens, fixed, _CUTS[truncate])
+        kept, best = self._fit(parts, spans, context_tokens, empty, _CUTS[truncate])
         return self._prompt(parts, best, len(spans), len(spans) - kept)
 
     def _prompt(
@@ -108,7 +109,7 @@ class PromptBuilder:
         parts: Parts,
         spans: list[tuple[int, int]],
         context_tokens: int,
-        fixed: int,
+        empty: tuple[str, list[int]],
         cut: Callable[[str, list[tuple[int, int]], int], str],
     ) -> tuple[int, tuple[str, list[int]]]:
         """Number of document tokens kept, and the prompt.
@@ -116,9 +117,9 @@ class PromptBuilder:
         Text cut out of a document does not always have as many tokens as were counted in the
         whole, so the number is corrected until the prompt fits exactly, or the best one is known.
         """
-        best_kept, best = 0, self._attempt(parts, "")
+        best_kept, best = 0, empty
         too_many = len(spans)
-        kept = min(context_tokens - fixed, too_many - 1)
+        kept = min(context_tokens - len(empty[1]), too_many - 1)
         for _ in range(_MAX_FITTING_STEPS):
             attempt = self._attempt(parts, cut(parts.document, spans, kept))
             surplus = len(attempt[1]) - context_tokens

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from kv_compression.generation import Generation, generate, stop_token_ids
 from longctx import config, data, environment, metrics, models, preflight, report, results
-from longctx.config import Environment, SettingError
+from longctx.config import CannotRunError, Environment
 from longctx.console import notice, stderr, stdout
 from longctx.prompts import Prompt
 from longctx.settings import Settings
@@ -32,7 +33,7 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
     parser.parse_args()
     try:
         Run(task, *config.read(task.settings, environ)).execute()
-    except SettingError as error:
+    except CannotRunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -42,8 +43,9 @@ class Run:
 
     def __init__(self, task: Task, settings: Settings, environ: Environment):
         self.task = task
-        self.environ = environ
         self.settings = settings = preflight.choose_backend(settings, environ)
+        chosen = {**environ.values, "ATTN_IMPL": settings.attn_impl}
+        self.environ = environ = replace(environ, values=chosen)
         self.pruning = preflight.pruning(settings, environ)
         self.quantization = environ.quantization()
         preflight.check_machine(settings, self.quantization)
@@ -101,9 +103,6 @@ class Run:
 
     def _files(self) -> results.RunFiles:
         settings = self.settings
-        variables = {**self.environ.values} | {"ATTN_IMPL": settings.attn_impl}
-        counting = self.environ.fingerprint_values(type(settings))
-        counting["ATTN_IMPL"] = settings.attn_impl
         # Lists that contexts share are read once.
         lists = {id(samples): samples for samples in self.samples.values()}.values()
         data_fingerprint = data.fingerprint(
@@ -118,7 +117,8 @@ class Run:
                 *s.references,
             )
         )
-        fingerprint = results.fingerprint({"task": self.task.name, **counting}, data_fingerprint)
+        counting = {"task": self.task.name, **self.environ.fingerprint_values()}
+        fingerprint = results.fingerprint(counting, data_fingerprint)
         if settings.resume:
             found = results.RunFiles.unfinished(self.logdir, fingerprint)
             if found is not None:
@@ -140,7 +140,7 @@ class Run:
             "model": model,
             "tags": [model[:64], settings.attn_impl, f"kv-{settings.kv_mode}", settings.quant_mode],
             "command": self._command(),
-            "variables": variables,
+            "variables": dict(self.environ.values),
             "score_names": list(self.task.score_names),
             "prompt_format": "chat template" if self.builder.chat_template else "raw",
             "n_samples": count,

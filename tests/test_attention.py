@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_compression import attention
-from kv_compression.attention.layout import Layout
+from kv_compression.layout import Layout
 from tests import reference
 
 HEADS = [(4, 4), (6, 2), (8, 1), (9, 3)]  # query heads, key/value heads: MHA, GQA, MQA

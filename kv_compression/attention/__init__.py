@@ -23,8 +23,8 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from kv_compression import plugins
-from kv_compression.attention.layout import Layout
 from kv_compression.cache import PrunedCache, PrunedLayer
+from kv_compression.layout import Layout
 
 # Transformers gives special meanings to names that hold "flash" or "/".
 _REGISTERED_NAME = "kv_compression"
@@ -39,13 +39,11 @@ _BACKEND_OF_TRANSFORMERS_NAME = {
 
 def names() -> tuple[str, ...]:
     """Every backend's name."""
-    return tuple(name for name in plugins.names(__name__) if name != "layout")
+    return plugins.names(__name__)
 
 
 def backend(name: str) -> ModuleType:
     """The backend module `name`. Raises ValueError for an unknown name."""
-    if name not in names():
-        raise ValueError(f"{name!r} is none of {', '.join(names())}")
     return plugins.load(__name__, name)
 
 
@@ -71,11 +69,10 @@ class _Active:
 
     def layout(self, layer: PrunedLayer, query: torch.Tensor, key: torch.Tensor) -> Layout:
         """The layer's layout, shared by all layers that have the same one."""
-        wanted = (layer.starts, query.shape[2], key.shape[2], query.device)
-        layout = self.layouts.get(layer.starts)
-        if layout is None or layout.identity != wanted:
-            layout = self.layouts[layer.starts] = Layout(*wanted)
-        return layout
+        wanted = Layout(layer.starts, query.shape[2], key.shape[2], query.device)
+        if self.layouts.get(layer.starts) != wanted:
+            self.layouts[layer.starts] = wanted
+        return self.layouts[layer.starts]
 
 
 _ACTIVE: ContextVar[_Active | None] = ContextVar("active attention", default=None)

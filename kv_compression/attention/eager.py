@@ -2,7 +2,7 @@
 
 import torch
 
-from kv_compression.attention.layout import Layout
+from kv_compression.layout import Layout
 
 
 def check(device_type: str, dtype: torch.dtype) -> None:

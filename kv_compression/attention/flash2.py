@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from kv_compression.attention.layout import Layout
+from kv_compression.layout import Layout
 
 
 def check(device_type: str, dtype: torch.dtype) -> None:

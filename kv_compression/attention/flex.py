@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from kv_compression.attention.layout import Layout
+from kv_compression.layout import Layout
 
 # Prefill, chunk and decode, padded or not, of some dtypes and head counts: more than torch's 8.
 _RECOMPILE_LIMIT = 64

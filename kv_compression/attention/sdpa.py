@@ -9,7 +9,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kv_compression.attention.layout import Layout
+from kv_compression.layout import Layout
 
 _KERNEL_OF_OPERATOR = {
     "_scaled_dot_product_flash_attention": "torch flash",

@@ -28,7 +28,7 @@ class Quantization(Protocol):
 
 def names() -> tuple[str, ...]:
     """Every quantization's name."""
-    return tuple(name for name in plugins.names(__name__) if not name.startswith("_"))
+    return plugins.names(__name__)
 
 
 def quantization_class(name: str) -> type[Quantization]:

@@ -24,11 +24,6 @@ class Layout:
     device: torch.device
 
     @property
-    def identity(self) -> tuple[object, ...]:
-        """What two layouts have to share to be the same."""
-        return self.starts, self.query_len, self.stored_len, self.device
-
-    @property
     def is_square(self) -> bool:
         """Whether the queries are all the stored tokens, as in a prefill from nothing."""
         return self.query_len == self.stored_len
