@@ -33,6 +33,7 @@ PRESSES = {
     "snapkv": "SnapKVPress",
     "tova": "TOVAPress",
     "window": "StreamingLLMPress",
+    "expected_attention": "ExpectedAttentionPress",
 }
 Choices = dict[str, dict[float, list[torch.Tensor]]]
 
@@ -64,6 +65,7 @@ def oracle(folder: str, tokens: list[int], result: Path) -> None:
                 scores[name][ratio].append(made.score(*inputs)[0].float())
 
     for layer in model.model.layers:
+        layer.self_attn.rotary_emb = model.model.rotary_emb  # as kvpress's own hook does
         layer.self_attn.register_forward_hook(score, with_kwargs=True)
     model(torch.tensor([tokens]), past_key_values=DynamicCache(config=model.config))
     torch.save({"scores": scores, "version": metadata.version("kvpress")}, result)
@@ -71,24 +73,25 @@ def oracle(folder: str, tokens: list[int], result: Path) -> None:
 
 def our_choices(folder: str, tokens: list[int]) -> Choices:
     """The indices that our methods keep, (H, kept) for each layer, by method and ratio."""
-    from kv_compression.cache import PrunedLayer
     from kv_compression.generation import generate
-    from kv_compression.methods import PrefilledLayer, method_class
-    from kv_compression.pruning import Pruning
-    from kv_compression.selection import select
+    from kv_compression.layer import PrunedLayer
+    from kv_compression.methods import StoredLayer, method_class
+    from kv_compression.selection import kept_count, select
 
     model = load(folder)
     choices: Choices = {name: {ratio: [] for ratio in KEEP_RATIOS} for name in PRESSES}
 
-    def settle(self: Any, queries: torch.Tensor, scaling: float) -> None:
-        layer = PrefilledLayer(self.keys, self.values, queries, scaling, None, self.layer_idx)
+    def settle(self: Any, queries: torch.Tensor, scaling: float, rotary: Any) -> None:
+        places = torch.arange(len(tokens))[None]
+        layer = StoredLayer(
+            self.keys, self.values, places[None], queries, places, scaling, self.layer_idx, rotary
+        )
         for name, by_ratio in choices.items():
-            method = method_class(name)()
-            scores = method.score(layer)
+            scores = method_class(name)().score(layer)
             for ratio in KEEP_RATIOS:
-                counts = Pruning(method, ratio, prune_after=0).counts([len(tokens)])
-                by_ratio[ratio].append(select(scores, None, counts).index[0])
-        keep_all(self, queries, scaling)
+                count = kept_count(len(tokens), ratio)
+                by_ratio[ratio].append(select(scores, None, [count]).index[0])
+        keep_all(self, queries, scaling, rotary)
 
     keep_all = PrunedLayer.settle
     PrunedLayer.settle = settle  # type: ignore[method-assign, assignment]

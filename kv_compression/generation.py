@@ -114,6 +114,7 @@ def generate(
     pruning: Pruning | None = None,
     stop_tokens: Collection[int] = (),
     question_tokens: Sequence[int] | None = None,
+    kv_bits: int | None = None,
 ) -> Generation:
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
@@ -125,6 +126,8 @@ def generate(
         chunk against the pruned cache of the tokens before them, as a server does that caches
         documents. None: the whole prompt is pruned; the first new token then comes from the whole
         prompt's cache, and pruning shows from the second on.
+    kv_bits: 8 or 4 stores what is kept of the prompt in so many bits (see `quantized`); None in
+        the model's own dtype.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet.
@@ -146,6 +149,7 @@ def generate(
         leading(chunks[0][1]),
         reserve_tokens=sum(tokens.shape[1] for tokens, _ in chunks[1:]) + max_new_tokens - 1,
         stopwatch=stopwatch,
+        kv_bits=kv_bits,
     )
     seen_tokens = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
@@ -178,7 +182,7 @@ def generate(
         first_known = time.perf_counter()
         synchronize(devices)
         peak_prefill, kv_bytes = memory.allocated(), cache.stored_bytes()
-        stored_tokens = [layer.keys.shape[2] for layer in cache.layers]
+        stored_tokens = [layer.stored_tokens for layer in cache.layers]
         memory.restart()
 
         decode_began = time.perf_counter()

@@ -1,6 +1,6 @@
 """How much of a prompt's cache stays, and where."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kv_compression.methods import PruningMethod
@@ -15,6 +15,9 @@ class Pruning:
     keep_tokens: number of each row's tokens that stay in each layer, in place of a share.
     prune_after: rows with fewer tokens than this are left whole.
     skip_layers: indices of the layers that are never pruned.
+    prune_every: prune a layer again each time that this many tokens were added to it, down to what
+        its prompt was pruned to; None for never. Rows that `prune_after` left whole stay so, but
+        with `keep_tokens` they are pruned once they have grown to that length.
     Raises ValueError for values outside these ranges.
     """
 
@@ -23,6 +26,7 @@ class Pruning:
     prune_after: int = 512
     skip_layers: tuple[int, ...] = ()
     keep_tokens: int | None = None
+    prune_every: int | None = None
 
     def __post_init__(self) -> None:
         if self.keep_tokens is not None and self.keep_tokens < 1:
@@ -31,17 +35,18 @@ class Pruning:
             raise ValueError(f"keep_ratio must lie in (0, 1], not {self.keep_ratio}")
         if self.prune_after < 0:
             raise ValueError(f"prune_after must be 0 or more, not {self.prune_after}")
+        if self.prune_every is not None and self.prune_every < 1:
+            raise ValueError(f"prune_every must be 1 or more, not {self.prune_every}")
         if any(layer_idx < 0 for layer_idx in self.skip_layers):
             raise ValueError(f"skip_layers must hold indices from 0, not {self.skip_layers}")
 
-    def counts(self, lengths: Sequence[int]) -> list[int]:
-        """Tokens kept of rows with `lengths` tokens."""
-        return [self._count(length) if length >= self.prune_after else length for length in lengths]
-
-    def _count(self, length: int) -> int:
+    def budget(self, prompt_length: int, length: int) -> int:
+        """Most tokens stored of a row that has seen `length`, `prompt_length` in its prompt."""
         if self.keep_tokens is not None:
-            return min(length, self.keep_tokens)
-        return kept_count(length, self.keep_ratio)
+            return self.keep_tokens if length >= self.prune_after else length
+        if prompt_length < self.prune_after:
+            return length
+        return kept_count(prompt_length, self.keep_ratio)
 
 
 def check_skip_layers(skip_layers: Iterable[int], num_layers: int) -> None:

@@ -65,12 +65,16 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
         raise SettingError("KV_MODE", settings.kv_mode, str(error)) from None
     if method is None:
         return None
+    if settings.prune_every is not None and settings.kv_quant != "none":
+        problem = f"excludes KV_QUANT={settings.kv_quant}: a quantized cache is not pruned again"
+        raise SettingError("PRUNE_EVERY", settings.prune_every, problem)
     return Pruning(
         method,
         settings.keep_ratio,
         settings.prune_after,
         settings.skip_layers,
         settings.keep_tokens,
+        settings.prune_every,
     )
 
 

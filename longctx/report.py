@@ -54,6 +54,10 @@ def label(meta: dict[str, Any]) -> str:
         parts[-1] += f" {kept}"
         if values["KV_SCOPE"] != "prompt":
             parts[-1] += f" ({values['KV_SCOPE']})"
+        if values.get("PRUNE_EVERY"):
+            parts[-1] += f" every {values['PRUNE_EVERY']}"
+    if values.get("KV_QUANT", "none") != "none":
+        parts[-1] += f" {values['KV_QUANT']}"
     if values["QUANT_MODE"] != "none":
         parts.append(values["QUANT_MODE"])
     return ", ".join(parts)

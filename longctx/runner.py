@@ -13,6 +13,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
+from kv_compression import quantized
 from kv_compression.generation import Generation, generate, stop_token_ids
 from longctx import config, data, environment, metrics, models, preflight, report, results
 from longctx.config import CannotRunError, Environment
@@ -249,6 +250,7 @@ class Run:
             question_tokens=[prompt.question_tokens for prompt in prompts]
             if self.settings.kv_scope == "context"
             else None,
+            kv_bits=quantized.BITS.get(self.settings.kv_quant),
         )
 
     def _scored(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from kv_compression import attention, methods
+from kv_compression import attention, methods, quantized
 from longctx import quantization
 from longctx.config import variable
 
@@ -60,6 +60,17 @@ class Settings:
         "what is pruned: the whole prompt, or the context alone, so that the question is read "
         "against the pruned cache",
         choices=("prompt", "context"),
+    )
+    prune_every: PositiveInt | None = variable(
+        None,
+        "prune again each time that so many tokens were added, so that long answers stay within "
+        "what the prompt was pruned to",
+        unused_when=("KV_MODE", "none"),
+    )
+    kv_quant: str = variable(
+        "none",
+        "format of what is kept of the prompt's keys and values",
+        choices=("none", *quantized.BITS),
     )
     quant_mode: str = variable("none", "quantization of the weights", choices=quantization.names)
     dtype: str = variable(

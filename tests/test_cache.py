@@ -3,7 +3,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticCache
 
-from kv_compression.cache import PrunedCache, PrunedLayer, l2_compress
+from kv_compression.cache import PrunedCache, l2_compress
+from kv_compression.layer import PrunedLayer
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
 from tests.models import batch, tiny

@@ -1,11 +1,10 @@
 """Tokens against `model.generate` and against a float64 model that knows nothing of caches."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from kv_compression import attention
 from kv_compression.attention import backend_of
@@ -13,6 +12,7 @@ from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate, padding_before, stop_token_ids
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
+from tests import oracle
 from tests.models import CONFIGS, batch, tiny
 
 CPU_BACKENDS = ["eager", "sdpa", "flex"]
@@ -109,18 +109,6 @@ def test_a_budget_in_tokens_counts_each_rows_own():
         Pruning(L2(), keep_tokens=0)
 
 
-def visibility(keys, prompt_len, keep_ratio):
-    """(H, S, S) bool: what a cache whose first tokens are pruned lets each query see."""
-    heads, total, _ = keys.shape
-    seen = torch.tril(torch.ones(total, total, dtype=torch.bool)).repeat(heads, 1, 1)
-    for head in range(heads):
-        norms = keys[head, :prompt_len].norm(dim=-1).tolist()
-        ranked = sorted(range(prompt_len), key=lambda place: (norms[place], place))
-        for place in ranked[math.ceil(keep_ratio * prompt_len) :]:
-            seen[head, prompt_len:, place] = False
-    return seen
-
-
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "phi3"])
 @pytest.mark.parametrize("keep_ratio", [0.9, 0.5, 0.1])
 @pytest.mark.parametrize("skip_layers", [(), (0,), (1, 2)])
@@ -142,28 +130,9 @@ def test_pruned_tokens_are_those_of_a_float64_model_with_masks(
         pruning=pruning,
         question_tokens=None if question is None else [question],
     )
-    # The first new token sees everything; the queries after it see what is kept.
     answer = result.new_tokens[0]
-    full = torch.cat([input_ids, torch.tensor([answer[:-1]])], dim=1)
-
-    def masked_attention(module, query, key, value, attention_mask, scaling, **_):
-        ratio = 1.0 if module.layer_idx in skip_layers else keep_ratio
-        seen = visibility(key[0], pruned_len, ratio)
-        groups = query.shape[1] // key.shape[1]
-        key, value, seen = (
-            key.repeat_interleave(groups, 1),
-            value.repeat_interleave(groups, 1),
-            seen.repeat_interleave(groups, 0),
-        )
-        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~seen, -math.inf)
-        return (scores.softmax(-1) @ value).transpose(1, 2), None
-
-    AttentionInterface.register("test_masked", masked_attention)
-    oracle = tiny(architecture).double()
-    oracle.set_attn_implementation("test_masked")
-    with torch.no_grad():
-        logits = oracle(full, use_cache=False).logits[0, prompt_len - 1 :]
-    assert logits.argmax(-1).tolist() == answer
+    expected = oracle.tokens(architecture, input_ids, answer, pruned_len, keep_ratio, skip_layers)
+    assert answer == expected
     if keep_ratio == 0.1 and not skip_layers:
         assert answer != reference_tokens(model, input_ids, new_tokens=new_tokens)[0]
 
@@ -238,7 +207,7 @@ def test_backend_of_a_model_follows_its_own_implementation():
 
 def test_no_copy_of_the_cache_at_each_step():
     """Room for the new tokens is allocated once."""
-    from kv_compression.cache import PrunedLayer
+    from kv_compression.layer import PrunedLayer
 
     layer = PrunedLayer(reserve_tokens=5)
     layer.update(torch.randn(1, 2, 10, 4), torch.randn(1, 2, 10, 4))

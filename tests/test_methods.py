@@ -1,6 +1,7 @@
 """Every method: what it keeps, by definition and in a batch as alone."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 
 from kv_compression import methods
 from kv_compression.generation import generate
-from kv_compression.methods import PrefilledLayer, method_class
+from kv_compression.methods import StoredLayer, method_class
 from kv_compression.pruning import Pruning
-from tests.models import batch, tiny
+from kv_compression.rotary import Rotary
+from tests.models import CONFIGS, batch, tiny
 
 SCALING = 0.25
+ROTARY = Rotary.of(tiny(head_dim=8))
 
 
 def layer_of(stored, rows=1, starts=None, heads=2, query_heads=4, head_dim=8, seed=0, layer_idx=1):
@@ -23,18 +26,24 @@ def layer_of(stored, rows=1, starts=None, heads=2, query_heads=4, head_dim=8, se
         return torch.randn(rows, n_heads, stored, head_dim, generator=generator)
 
     keys, values, queries = random(heads), random(heads), random(query_heads)
-    return PrefilledLayer(keys, values, queries, SCALING, starts, layer_idx)
+    first = torch.tensor(starts or (0,) * rows)[:, None]
+    positions = (torch.arange(stored) - first).clamp(min=-1)
+    return StoredLayer(
+        keys, values, positions[:, None], queries, positions, SCALING, layer_idx, ROTARY
+    )
 
 
 def row_of(layer, row, start):
     """A row of a padded layer, alone."""
-    return PrefilledLayer(
+    return StoredLayer(
         layer.keys[row, None, :, start:],
         layer.values[row, None, :, start:],
+        layer.positions[row, None, :, start:],
         layer.queries[row, None, :, start:],
+        layer.query_positions[row, None, start:],
         layer.scaling,
-        None,
         layer.layer_idx,
+        layer.rotary,
     )
 
 
@@ -110,10 +119,70 @@ def test_snapkv_by_definition():
         assert scores[0, head].topk(4).indices.sort().values.tolist() == [26, 27, 28, 29]
 
 
+def rotation(position, head_dim=8, theta=10_000):
+    """(D, D) float64: the rotary embedding as a matrix, channels paired by halves."""
+    matrix = torch.zeros(head_dim, head_dim, dtype=torch.float64)
+    for pair in range(head_dim // 2):
+        angle = torch.tensor(position * theta ** (-2 * pair / head_dim), dtype=torch.float64)
+        other = pair + head_dim // 2
+        matrix[pair, pair] = matrix[other, other] = angle.cos()
+        matrix[pair, other], matrix[other, pair] = -angle.sin(), angle.sin()
+    return matrix
+
+
+def test_expected_attention_by_definition():
+    stored, sinks, future = 30, 3, 7
+    layer = layer_of(stored)
+    scores = method_class("expected_attention")(future=future, sinks=sinks).score(layer)
+    mean_rotation = sum(rotation(stored + step) for step in range(future)) / future
+    for head in range(2):
+        keys, values = layer.keys[0, head].double(), layer.values[0, head].double()
+        attention_weights = []
+        for query_head in (2 * head, 2 * head + 1):
+            unrotated = torch.stack(
+                [
+                    rotation(place).T @ layer.queries[0, query_head, place].double()
+                    for place in range(sinks, stored)
+                ]
+            )
+            mean = mean_rotation @ unrotated.mean(0)
+            covariance = mean_rotation @ torch.cov(unrotated.T, correction=0) @ mean_rotation.T
+            logits = keys @ mean * SCALING
+            logits += torch.einsum("si,ij,sj->s", keys, covariance, keys) * SCALING**2 / 2
+            attention_weights.append(logits[sinks:].softmax(0))
+        expected = torch.stack(attention_weights).mean(0) * values[sinks:].norm(dim=-1)
+        assert torch.allclose(scores[0, head, sinks:].double(), expected, atol=1e-5)
+        assert (scores[0, head, :sinks] > scores[0, head, sinks:].max()).all()
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_rotation_that_is_undone_is_the_models(architecture):
+    model = tiny(architecture)
+    rotary = Rotary.of(model)
+    states = torch.randn(2, 4, 5, 16, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[0, 1, 2, 3, 4], [7, 8, 9, 100, 101]])
+    cos, sin = rotary.angles(states, positions)
+    rotated = rotary.rotate(states, cos, sin)
+    theirs = sys.modules[type(model).__module__].apply_rotary_pos_emb(states, states, cos, sin)[0]
+    assert torch.equal(rotated, theirs)
+    assert torch.allclose(rotary.undo(rotated, positions), states, atol=1e-5)
+
+
+def test_a_rotation_that_also_scales_is_undone():
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0}
+    model = tiny(rope_parameters=yarn | {"original_max_position_embeddings": 64})
+    rotary = Rotary.of(model)
+    states, positions = torch.randn(1, 2, 3, 16), torch.tensor([[5, 6, 7]])
+    cos, sin = rotary.angles(states, positions)
+    assert cos[0, 0].square().max() + sin[0, 0].square().min() != 1
+    rotated = rotary.rotate(states, cos, sin)
+    assert torch.allclose(rotary.undo(rotated, positions), states, atol=1e-5)
+
+
 def test_methods_that_score_by_attention_say_what_they_need():
     layer = layer_of(5)
-    without = PrefilledLayer(layer.keys, layer.values, None, 1.0, None, 0)
-    for name in ("snapkv", "tova"):
+    without = StoredLayer(layer.keys, layer.values, layer.positions)
+    for name in ("snapkv", "tova", "expected_attention"):
         with pytest.raises(ValueError, match="needs the queries"):
             method_class(name)().score(without)
 

@@ -23,8 +23,10 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from kv_compression import plugins
-from kv_compression.cache import PrunedCache, PrunedLayer
+from kv_compression.cache import PrunedCache
+from kv_compression.layer import PrunedLayer
 from kv_compression.layout import Layout
+from kv_compression.rotary import Rotary
 
 # Transformers gives special meanings to names that hold "flash" or "/".
 _REGISTERED_NAME = "kv_compression"
@@ -64,6 +66,7 @@ class _Active:
 
     backend: ModuleType
     cache: PrunedCache
+    rotary: Rotary | None
     kernels: dict[str, set[str]]
     layouts: dict[tuple[int, ...] | None, Layout] = field(default_factory=dict)
 
@@ -96,7 +99,7 @@ def use_attention(
     model.set_attn_implementation(_REGISTERED_NAME)
     if model.config._attn_implementation != _REGISTERED_NAME:
         raise ValueError(f"{type(model).__name__} does not let its attention be chosen")
-    active = _Active(module, cache, kernels={"prefill": set(), "decode": set()})
+    active = _Active(module, cache, Rotary.of(model), kernels={"prefill": set(), "decode": set()})
     token = _ACTIVE.set(active)
     try:
         yield active.kernels
@@ -125,7 +128,7 @@ def _forward(
     layout = active.layout(layer, query, key)
     output, kernel = active.backend.attend(query, key, value, layout, scaling)
     active.kernels["prefill" if query.shape[2] > 1 else "decode"].add(kernel)
-    layer.settle(query, scaling)
+    layer.settle(query, scaling, active.rotary)
     return output, None
 
 

@@ -7,58 +7,61 @@ sets it), `help`, and `choices` where the values are few.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
 
 from kv_compression import plugins
+from kv_compression.rotary import Rotary
 
 
 @dataclass(frozen=True)
-class PrefilledLayer:
-    """A layer whose prefill is done; Q = S where the prompt was prefilled at once.
+class StoredLayer:
+    """What a layer stores at the moment that it is pruned.
 
     keys, values: (B, H, S, D), keys with their rotary positions.
-    queries: (B, Hq, Q, D) of the last Q tokens, with their rotary positions; None when a cache is
+    positions: (B, H or 1, S) int64, each token's place in its row, from 0; negative for padding.
+    queries: (B, Hq, Q, D), the last ones, with their rotary positions; None when a cache is
         compressed that was made elsewhere.
+    query_positions: (B, Q) int64, negative for padding.
     scaling: what attention multiplies its scores by.
-    starts: for each row the number of padding tokens before its tokens; None for none.
+    rotary: the model's rotation; None when it is not known.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
-    queries: torch.Tensor | None
-    scaling: float
-    starts: tuple[int, ...] | None
-    layer_idx: int
+    positions: torch.Tensor
+    queries: torch.Tensor | None = None
+    query_positions: torch.Tensor | None = None
+    scaling: float = 1.0
+    layer_idx: int = 0
+    rotary: Rotary | None = None
 
-    @cached_property
-    def positions(self) -> torch.Tensor:
-        """(B, S) int64: each token's place in its row, from 0; negative for padding."""
-        index = torch.arange(self.keys.shape[2], device=self.keys.device)
-        first = torch.tensor(self.starts or (0,) * self.keys.shape[0], device=self.keys.device)
-        return index - first[:, None]
+    def last_queries(self, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last `count` queries that are known, all by default, and their positions.
+
+        Raises ValueError when none is known.
+        """
+        if self.queries is None or self.query_positions is None:
+            raise ValueError("this method scores by attention and needs the queries of a prefill")
+        count = self.queries.shape[2] if count is None else min(count, self.queries.shape[2])
+        return self.queries[:, :, -count:], self.query_positions[:, -count:]
 
     def attention_of_last(self, count: int) -> torch.Tensor:
         """Attention of the last `count` queries, (B, H, Hq / H, count, S) float32, padding 0.
 
         Raises ValueError when the queries are not known.
         """
-        if self.queries is None:
-            raise ValueError("this method scores by attention and needs the queries of a prefill")
-        batch, heads, stored, head_dim = self.keys.shape
-        count = min(count, self.queries.shape[2])
-        queries = self.queries[:, :, -count:].reshape(batch, heads, -1, count, head_dim)
+        queries, query_positions = self.last_queries(count)
+        batch, heads, _, head_dim = self.keys.shape
+        queries = queries.reshape(batch, heads, -1, queries.shape[2], head_dim)
         keys = self.keys.float()[:, :, None].transpose(3, 4)
         scores = queries.float() @ keys * self.scaling
-        index = torch.arange(stored, device=scores.device)
-        own = index[-count:, None]
-        # A query that is padding sees itself alone, so that no row of scores is empty.
-        seen = (index <= own) & (self.positions >= 0)[:, None, None, None] | (index == own)
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
-        is_query = (self.positions[:, -count:] >= 0)[:, None, None, :, None]
-        return weights * is_query
+        positions = self.positions[:, :, None, None]
+        own = query_positions[:, None, None, :, None]
+        # A query that is padding sees everything, so that no row of scores is empty.
+        seen = (positions <= own) & (positions >= 0) | (own < 0)
+        return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) * (own >= 0)
 
 
 class PruningMethod(Protocol):
@@ -66,7 +69,12 @@ class PruningMethod(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # a dataclass: its fields are its parameters
 
-    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+    @property
+    def query_window(self) -> int:
+        """How many of the last queries `score` gets after the prefill, where it gets all."""
+        ...
+
+    def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32, finite; the tokens that score highest stay."""
         ...
 

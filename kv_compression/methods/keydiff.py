@@ -5,17 +5,19 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from kv_compression.methods import PrefilledLayer
+from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
 class Method:
     """Keys that point elsewhere than the others carry what the others do not."""
 
-    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+    query_window = 0
+
+    def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: negative cosine similarity to the mean of the normalised keys."""
         keys = layer.keys.float()
-        is_token = (layer.positions >= 0)[:, None, :, None]
+        is_token = (layer.positions >= 0)[..., None]
         total = (normalize(keys, dim=-1) * is_token).sum(dim=2, keepdim=True)
         mean = total / is_token.sum(dim=2, keepdim=True)
         return -cosine_similarity(keys, mean, dim=-1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kv_compression.methods import PrefilledLayer
+from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Method:
         },
     )
 
+    query_window = 0
+
     def __post_init__(self) -> None:
         if self.keep not in ("low", "high"):
             raise ValueError(f"keep must be 'low' or 'high', not {self.keep!r}")
 
-    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+    def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: the norm, or its negative.
 
         The norm is taken in float32: in bfloat16 about three quarters of a head's norms tie.

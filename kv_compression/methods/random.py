@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kv_compression.methods import PrefilledLayer
+from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,13 @@ class Method:
         metadata={"env": "RANDOM_SEED", "help": "seed of the draw"},
     )
 
-    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+    query_window = 0
+
+    def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32, uniform."""
-        heads, stored = layer.keys.shape[1:3]
+        batch, heads, stored = layer.keys.shape[:3]
+        places = layer.positions.clamp(min=0).expand(batch, heads, stored)
         # Drawn place by place on the CPU: the same for every length and device.
         generator = torch.Generator().manual_seed(self.seed * 100_003 + layer.layer_idx)
-        draw = torch.rand(stored, heads, generator=generator).to(layer.keys.device)
-        return draw[layer.positions.clamp(min=0)].transpose(1, 2)
+        draw = torch.rand(int(places.max()) + 1, heads, generator=generator).to(places.device)
+        return draw.T.expand(batch, -1, -1).gather(2, places)

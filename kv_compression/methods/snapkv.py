@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import avg_pool1d
 
-from kv_compression.methods import PrefilledLayer
+from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,22 @@ class Method:
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"SNAPKV_KERNEL must be odd, not {self.kernel}")
 
-    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+    @property
+    def query_window(self) -> int:
+        """The observation window."""
+        return self.window
+
+    def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: mean attention over window and group, pooled; the window above all.
 
         Where fewer tokens are kept than the window holds, the most recent of it stay.
         """
         weights = layer.attention_of_last(self.window)
-        window = weights.shape[3]
+        window = min(self.window, weights.shape[4])
         before = weights[..., :-window].mean(dim=(2, 3))
         pooled = before
         if before.shape[2] > 0:
             pooled = avg_pool1d(before, self.kernel, stride=1, padding=self.kernel // 2)
         # Attention is at most 1, so these are above every score, in their order.
-        recent = 2 + layer.positions[:, None, -window:].float()
+        recent = 2 + layer.positions[..., -window:].float()
         return torch.cat([pooled, recent.expand(-1, pooled.shape[1], -1)], dim=2)

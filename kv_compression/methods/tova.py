@@ -4,14 +4,16 @@ from dataclasses import dataclass
 
 import torch
 
-from kv_compression.methods import PrefilledLayer
+from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
 class Method:
     """One choice for all heads of a layer, by the last token's mean attention over them."""
 
-    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+    query_window = 1
+
+    def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32, the same in every head; the last token above all."""
         weights = layer.attention_of_last(1).mean(dim=(1, 2, 3))
         weights[:, -1] = 2.0  # attention is at most 1

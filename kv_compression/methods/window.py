@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kv_compression.methods import PrefilledLayer
+from kv_compression.methods import StoredLayer
 
 _ABOVE_EVERY_POSITION = 2.0**30
 
@@ -21,12 +21,14 @@ class Method:
         metadata={"env": "WINDOW_SINKS", "help": "first tokens that always stay"},
     )
 
+    query_window = 0
+
     def __post_init__(self) -> None:
         if self.sinks < 0:
             raise ValueError(f"WINDOW_SINKS must be 0 or more, not {self.sinks}")
 
-    def score(self, layer: PrefilledLayer) -> torch.Tensor:
+    def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: the later the better, the first ones best."""
         positions = layer.positions.float()
         scores = positions.masked_fill(positions < self.sinks, _ABOVE_EVERY_POSITION)
-        return scores[:, None].expand(layer.keys.shape[:3])
+        return scores.expand(layer.keys.shape[:3])
