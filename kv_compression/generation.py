@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kv_compression.attention import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
+from kv_compression.mlp import mlp_in_row_chunks
 from kv_compression.pruning import Pruning
 from kv_compression.selection import leading
 
@@ -172,7 +173,7 @@ def generate(
         ).logits
         return logits[:, -1].argmax(dim=-1)
 
-    with use_attention(model, backend, cache) as kernels:
+    with use_attention(model, backend, cache) as kernels, mlp_in_row_chunks(model):
         memory.restart()
         synchronize(devices)
         began = time.perf_counter()

@@ -36,29 +36,35 @@ class Method:
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: expected attention times the value's norm; the first tokens above."""
-        mean, covariance = self._expected_queries(layer)
-        batch, heads, _, head_dim = layer.keys.shape
-        mean = mean.reshape(batch, heads, -1, head_dim)
-        covariance = covariance.reshape(batch, heads, -1, head_dim, head_dim)
-        keys = layer.keys.float()
-        logits = torch.einsum("bhgd,bhsd->bhgs", mean, keys) * layer.scaling
-        for group in range(mean.shape[2]):
-            spread = (keys @ covariance[:, :, group] * keys).sum(dim=-1)
-            logits[:, :, group] += spread * layer.scaling**2 / 2
-        is_sink = layer.positions < self.sinks  # padding too, which is nobody's to keep
-        weights = logits.masked_fill(is_sink[:, :, None], -torch.inf).softmax(dim=-1)
-        weights = weights.nan_to_num().mean(dim=2)  # a row of sinks alone has no weights
-        norms = torch.linalg.vector_norm(layer.values, dim=-1, dtype=torch.float32)
-        scores = weights * norms
-        return scores.masked_fill(is_sink, torch.finfo(torch.float32).max)
+        # Head by head: the queries of all heads in float32 would be the prefill's largest tensors.
+        heads = [self._score_head(layer, head) for head in range(layer.keys.shape[1])]
+        scores = torch.stack(heads, dim=1)
+        return scores.masked_fill(self._is_sink(layer.positions), torch.finfo(torch.float32).max)
 
-    def _expected_queries(self, layer: StoredLayer) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean, (B, Hq, D), and covariance, (B, Hq, D, D), of the queries that are to come."""
+    def _is_sink(self, positions: torch.Tensor) -> torch.Tensor:
+        """Tokens that always stay, and padding, which is nobody's to keep."""
+        return positions < self.sinks
+
+    def _score_head(self, layer: StoredLayer, head: int) -> torch.Tensor:
+        """(B, S) float32 for the key/value head `head`."""
+        mean, covariance = self._expected_queries(layer, head)
+        keys = layer.keys[:, None, head].float()  # (B, 1, S, D)
+        logits = (keys @ mean[..., None])[..., 0] * layer.scaling
+        logits += (keys @ covariance * keys).sum(dim=-1) * layer.scaling**2 / 2
+        positions = layer.positions.expand(-1, layer.keys.shape[1], -1)[:, None, head]
+        weights = logits.masked_fill(self._is_sink(positions), -torch.inf).softmax(dim=-1)
+        weights = weights.nan_to_num().mean(dim=1)  # a row of sinks alone has no weights
+        return weights * torch.linalg.vector_norm(layer.values[:, head].float(), dim=-1)
+
+    def _expected_queries(self, layer: StoredLayer, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean, (B, G, D), and covariance, (B, G, D, D), of the queries to come of a group."""
         queries, positions = layer.last_queries()
         if layer.rotary is None:
             raise ValueError("expected_attention needs a model with rotary positions")
-        counted = (positions >= self.sinks)[:, None, :, None]
-        queries = layer.rotary.undo(queries.float(), positions.clamp(min=0)) * counted
+        group = queries.shape[1] // layer.keys.shape[1]
+        queries = queries[:, head * group : (head + 1) * group].float()
+        counted = ~self._is_sink(positions)[:, None, :, None]
+        queries = layer.rotary.undo(queries, positions.clamp(min=0)) * counted
         count = counted.sum(dim=2).clamp(min=1)
         mean = queries.sum(dim=2) / count
         centred = (queries - mean[:, :, None]) * counted
