@@ -194,7 +194,7 @@ def answers_of_every_cell(
     # The whole prompt's first new token comes from its own prefill.
     tokens = prompt.input_ids[len(context) :] or [prefill.next_token]
     known = [] if question else [prefill.next_token]
-    found = {}
+    found: dict[Cell, list[int]] = {}
     for ratio in (1.0, *RATIOS):
         names = ["full"] if ratio == 1 else list(all_methods())
         cache = prefill.pruned(names, ratio)
@@ -238,7 +238,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 for scope in SCOPES:
                     found = answers_of_every_cell(model, trial.prompt, scope, new_tokens)
                     for cell, row in found.items():
-                        right = is_right(tokenizer.decode(row), trial.references)
+                        text = tokenizer.decode(row, clean_up_tokenization_spaces=False)
+                        right = is_right(str(text), trial.references)
                         outcomes.setdefault((scope, cell), []).append(right)
             for (scope, (method, ratio)), mine in outcomes.items():
                 report["cells"].append(
