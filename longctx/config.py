@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
@@ -129,11 +130,12 @@ def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
 
 
 def variables(cls: type) -> list[Variable]:
-    """Every variable of a script: its settings, then those of all KV methods and quantizations."""
+    """Every variable of a script: its settings, then those of the plug-ins that it can choose."""
     found = list(_declared(cls, owner=None))
-    for name in methods.names():
+    own = {known.name for known in found}
+    for name in methods.names() if "KV_MODE" in own else ():
         found += _declared(methods.method_class(name), owner=("KV_MODE", name))
-    for name in quantization.names():
+    for name in quantization.names() if "QUANT_MODE" in own else ():
         found += _declared(quantization.quantization_class(name), owner=("QUANT_MODE", name))
     return found
 
@@ -162,6 +164,15 @@ class Environment:
         """The quantization that QUANT_MODE chooses, with its parameters."""
         name = self.values["QUANT_MODE"]
         return quantization.quantization_class(name)(**self.parameters("QUANT_MODE", name))
+
+    def command(self, script: str) -> str:
+        """The shell line that runs `script` again."""
+        changed = [
+            f"{known.name}={shlex.quote(text_of(self.values[known.name]))}"
+            for known in self.declared
+            if known.name in self.is_set
+        ]
+        return " ".join([*changed, "python", script])
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Values of the variables that can change a figure."""

@@ -11,6 +11,7 @@ import torch
 _PACKAGES = (
     "torch",
     "transformers",
+    "tokenizers",
     "accelerate",
     "bitsandbytes",
     "flash-attn",

@@ -105,30 +105,45 @@ class ModelSource:
 
 def find(settings: Settings) -> ModelSource:
     """The model's config and tokenizer. Raises SettingError when they cannot be had."""
-    model_id = settings.model_id
-    if model_id.startswith(_RANDOM_PREFIX):
+    model_id, trust_remote_code = settings.model_id, settings.trust_remote_code
+    is_random = model_id.startswith(_RANDOM_PREFIX)
+    if is_random:
         shape = model_id.removeprefix(_RANDOM_PREFIX)
         if shape not in _RANDOM_SHAPES:
             shapes = ", ".join(_RANDOM_PREFIX + name for name in _RANDOM_SHAPES)
             raise SettingError("MODEL_ID", model_id, f"the shapes are {shapes}")
         path, config = _builtin_folder("smollm2-135m", model_id), _RANDOM_SHAPES[shape]
     else:
-        path = _builtin_folder(model_id, model_id) if builtin.exists(model_id) else model_id
-        config = None
-        if not Path(path).is_dir():
-            hub.go_offline_if_unreachable()
-    with _clear_errors(model_id):
-        options = {"trust_remote_code": settings.trust_remote_code}
-        if config is None:
-            config = AutoConfig.from_pretrained(path, **options)
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    if not tokenizer.is_fast:
-        raise SettingError("MODEL_ID", model_id, "its tokenizer has no fast version, needed here")
+        path = _path(model_id)
+        with _clear_errors(model_id):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    tokenizer = _tokenizer(path, model_id, trust_remote_code)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    is_random = model_id.startswith(_RANDOM_PREFIX)
     return ModelSource(path, config, tokenizer, is_random, is_random or builtin.exists(model_id))
+
+
+def find_tokenizer(model_id: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The model's fast tokenizer, without its config. Raises SettingError."""
+    if model_id.startswith(_RANDOM_PREFIX):
+        raise SettingError("MODEL_ID", model_id, "is a shape without a tokenizer of its own")
+    return _tokenizer(_path(model_id), model_id, trust_remote_code)
+
+
+def _path(model_id: str) -> str:
+    path = _builtin_folder(model_id, model_id) if builtin.exists(model_id) else model_id
+    if not Path(path).is_dir():
+        hub.go_offline_if_unreachable()
+    return path
+
+
+def _tokenizer(path: str, model_id: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    with _clear_errors(model_id):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if not tokenizer.is_fast:
+        raise SettingError("MODEL_ID", model_id, "its tokenizer has no fast version, needed here")
+    return tokenizer
 
 
 def check(settings: Settings, source: ModelSource) -> None:

@@ -69,7 +69,7 @@ def test_the_readmes_one_liners_are_valid_settings():
         assert settings.contexts
 
 
-@pytest.mark.parametrize("name", ["longctx", "kv_compression"])
+@pytest.mark.parametrize("name", ["longctx", "kv_compression", "context_histograms"])
 def test_the_environment_is_read_in_one_place(name):
     readers = [
         path.name

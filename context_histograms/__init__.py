@@ -1,0 +1,1 @@
+"""Token counts of data sets, and their histograms."""
