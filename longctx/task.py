@@ -17,6 +17,7 @@ class Sample:
     """One question of a data set.
 
     evidence: texts of the document that the answer rests on; empty where the data set names none.
+    choices: the answers to choose from, by letter; empty where the answer is free.
     extra: goes into the results as it is.
     """
 
@@ -24,6 +25,7 @@ class Sample:
     parts: Parts
     references: list[str]
     evidence: list[str] = field(default_factory=list)
+    choices: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -42,6 +44,9 @@ class Task:
     score_names: the names, in the order of the tables.
     check_scores: raises when a score could not be computed later.
     groups: fields of the results' samples by whose values scores are reported too.
+    chance: the score `em` that guessing would give; None where it cannot be known.
+    compared_answers: settings -> answers of which the most probable one after the prompt is the
+        prediction, so that nothing is generated; none to generate.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Task:
     score_names: tuple[str, ...]
     check_scores: Callable[[], None] = lambda: None
     groups: tuple[str, ...] = ()
+    chance: float | None = None
+    compared_answers: Callable[[Any], tuple[str, ...]] = lambda _settings: ()
 
 
 def samples_by_context(
@@ -82,6 +89,8 @@ def _parse(task: Task, settings: Settings, records: list[data.Record]) -> list[S
     for number, record in enumerate(records):
         try:
             samples.append(task.sample(record, number, settings))
+            if not isinstance(samples[-1].parts.document, str):
+                raise TypeError("its document is no text")
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             problem = f"record {number} is not of {task.name}'s schema: {what}"
