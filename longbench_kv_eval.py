@@ -80,6 +80,7 @@ TASK = Task(
     answer=answer,
     score=letter_score,
     score_names=("em",),
+    needs_chat_turn=True,
     groups=("difficulty", "length"),
     chance=0.25,
     compared_answers=compared_answers,

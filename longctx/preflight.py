@@ -74,13 +74,14 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
     )
 
 
-def prompt_builder(settings: Settings, source: ModelSource) -> PromptBuilder:
+def prompt_builder(task: Task, settings: Settings, source: ModelSource) -> PromptBuilder:
     """With or without the tokenizer's chat template. Raises SettingError."""
     has_template = source.tokenizer.chat_template is not None
     if settings.chat_template == "on" and not has_template:
         raise SettingError("CHAT_TEMPLATE", "on", f"{settings.model_id} has no chat template")
+    prefers_raw = source.prefers_raw_prompts and not task.needs_chat_turn
     use_template = settings.chat_template == "on" or (
-        settings.chat_template == "auto" and has_template and not source.prefers_raw_prompts
+        settings.chat_template == "auto" and has_template and not prefers_raw
     )
     return PromptBuilder(source.tokenizer, use_template)
 

@@ -60,7 +60,7 @@ class Run:
         self.logdir = preflight.writable_folder(settings.logdir)
         self.source = models.find(settings)
         models.check(settings, self.source)
-        self.builder = preflight.prompt_builder(settings, self.source)
+        self.builder = preflight.prompt_builder(task, settings, self.source)
         self.samples = samples_by_context(task, settings, self.builder)
         self.choice_tokens = preflight.choice_tokens(
             task, settings, self.builder, self.samples[settings.contexts[0]][0]

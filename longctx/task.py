@@ -43,6 +43,8 @@ class Task:
     score: predictions and their references -> scores by name, one dict a sample.
     score_names: the names, in the order of the tables.
     check_scores: raises when a score could not be computed later.
+    needs_chat_turn: the prompt is an instruction, which a model may not answer at all unless it
+        stands in a chat turn: CHAT_TEMPLATE=auto then goes by the tokenizer alone.
     groups: fields of the results' samples by whose values scores are reported too.
     chance: the score `em` that guessing would give; None where it cannot be known.
     compared_answers: settings -> answers of which the most probable one after the prompt is the
@@ -57,6 +59,7 @@ class Task:
     score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
     score_names: tuple[str, ...]
     check_scores: Callable[[], None] = lambda: None
+    needs_chat_turn: bool = False
     groups: tuple[str, ...] = ()
     chance: float | None = None
     compared_answers: Callable[[Any], tuple[str, ...]] = lambda _settings: ()
