@@ -93,7 +93,7 @@ def two_hop(
         depths = sorted((first_depths[number], second_depths[number]))
 
         def tokens_of(place: int, title: str, sentences: list[str]) -> int:
-            return count_tokens(passage(place, title, sentences))
+            return count_tokens(passage(place, title, _spaced(sentences)))
 
         room = document_tokens - sum(
             tokens_of(place, *paragraph) for place, paragraph in enumerate(paragraphs, 1)
