@@ -41,7 +41,9 @@ def read(settings: Settings) -> list[Record]:
         else:
             hub.go_offline_if_unreachable()
             # Streamed: of NarrativeQA's gigabytes only the first rows are fetched.
-            rows = datasets.load_dataset(dataset_id, split=settings.split, streaming=True)
+            rows = datasets.load_dataset(
+                dataset_id, settings.dataset_config, split=settings.split, streaming=True
+            )
         records = list(itertools.islice(iter(rows), settings.n_samples))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise SettingError("DATASET_ID", dataset_id, _problem(error, is_file)) from error

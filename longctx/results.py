@@ -91,9 +91,16 @@ def failed_row(identity: Row, error: BaseException, *, oom: bool) -> Row:
 
 
 def context_summary(
-    identity: Summary, rows: Sequence[Row], score_names: Sequence[str], seed: int
+    identity: Summary,
+    rows: Sequence[Row],
+    score_names: Sequence[str],
+    groups: Sequence[str],
+    seed: int,
 ) -> Summary:
-    """Summary of one context length over its rows; figures of failed requests do not exist."""
+    """Summary of one context length over its rows; figures of failed requests do not exist.
+
+    groups: fields of samples; `{score}_by_{field}` then has the score for each of its values.
+    """
     good = [row for row in rows if row["success"]]
     samples = [sample for row in good for sample in row["samples"]]
     summary: Summary = identity | {"n_requests": len(rows)}
@@ -109,9 +116,16 @@ def context_summary(
     for phase in ("kernel_prefill", "kernel_decode"):
         summary[phase] = "+".join(sorted({row[phase] for row in good} - {""}))
     for name in score_names:
-        scores = [sample[name] for sample in samples if sample[name] is not None]
-        summary[name] = statistics.mean(scores)
-        summary[f"{name}_ci95"] = statistics.mean_interval(scores, seed)
+        summary |= _score(name, samples, seed)
+        for group in groups:
+            members: dict[str, list[dict[str, Any]]] = {}
+            for sample in samples:
+                if sample[group] is not None:
+                    members.setdefault(str(sample[group]).lower(), []).append(sample)
+            summary[f"{name}_by_{group}"] = {
+                value: {"n": len(mine), **_score(name, mine, seed)}
+                for value, mine in sorted(members.items())
+            }
     answered = [sample["answered"] for sample in samples if sample["answered"] is not None]
     summary["answered_pct"] = 100 * sum(answered) / len(answered) if answered else None
     summary["answered_count"] = sum(answered) if answered else None
@@ -121,7 +135,17 @@ def context_summary(
     summary["prompt_tokens_mean"] = statistics.mean([s["prompt_tokens"] for s in samples])
     summary["dropped_tokens_mean"] = statistics.mean([s["dropped_tokens"] for s in samples])
     summary["n_truncated"] = sum(s["dropped_tokens"] > 0 for s in samples)
+    kept = [s["evidence_kept"] for s in samples if s["evidence_kept"] is not None]
+    summary["evidence_kept_pct"] = 100 * sum(kept) / len(kept) if kept else None
     return summary
+
+
+def _score(name: str, samples: Sequence[dict[str, Any]], seed: int) -> Summary:
+    scores = [sample[name] for sample in samples if sample[name] is not None]
+    return {
+        name: statistics.mean(scores),
+        f"{name}_ci95": statistics.mean_interval(scores, seed),
+    }
 
 
 def fingerprint(values: dict[str, Any], data_fingerprint: str) -> str:

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel
 
 from kv_compression.generation import Generation, generate, stop_token_ids
-from longctx import config, data, environment, metrics, models, preflight, report, results
+from longctx import config, data, environment, models, preflight, report, results
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, stderr, stdout
 from longctx.prompts import Prompt
+from longctx.scoring import scored_samples
 from longctx.settings import Settings
 from longctx.task import Sample, Task, samples_by_context
 from longctx.tracking import Tracker
@@ -82,7 +83,9 @@ class Run:
             }
             rows = [row for row in files.rows if row["context_tokens"] == context_tokens]
             summaries.append(
-                results.context_summary(identity, rows, self.task.score_names, self.settings.seed)
+                results.context_summary(
+                    identity, rows, self.task.score_names, self.task.groups, self.settings.seed
+                )
             )
             files.write_summaries(summaries)
             tracker.context(summaries[-1])
@@ -109,13 +112,7 @@ class Run:
             text
             for samples in lists
             for s in samples
-            for text in (
-                s.sample_id,
-                s.parts.before,
-                s.parts.document,
-                s.parts.after,
-                *s.references,
-            )
+            for text in (s.sample_id, *astuple(s.parts), *s.references, *s.evidence)
         )
         counting = {"task": self.task.name, **self.environ.fingerprint_values()}
         fingerprint = results.fingerprint(counting, data_fingerprint)
@@ -142,6 +139,7 @@ class Run:
             "command": self._command(),
             "variables": dict(self.environ.values),
             "score_names": list(self.task.score_names),
+            "groups": list(self.task.groups),
             "prompt_format": "chat template" if self.builder.chat_template else "raw",
             "n_samples": count,
             "data_fingerprint": data_fingerprint,
@@ -201,7 +199,14 @@ class Run:
                         f"out of GPU memory at {context_tokens} tokens; the rest of it is skipped"
                     )
                     break
-                samples = self._scored(batch, result)
+                samples = scored_samples(
+                    self.task,
+                    batch,
+                    result,
+                    self.source.tokenizer,
+                    prompt_is_raw=not self.builder.chat_template,
+                    has_quality=not self.source.is_random,
+                )
                 row = results.request_row(row_identity, result, samples)
                 files.add(row)
                 progress.update(bar, advance=1, speed=f"{row['tok_per_s']:.1f} tokens/s")
@@ -250,39 +255,6 @@ class Run:
             if self.settings.kv_scope == "context"
             else None,
         )
-
-    def _scored(
-        self, batch: Sequence[tuple[Sample, Prompt]], result: Generation
-    ) -> list[dict[str, Any]]:
-        texts = self.source.tokenizer.batch_decode(
-            result.new_tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        answers = [self.task.answer(text, not self.builder.chat_template) for text in texts]
-        references = [sample.references for sample, _ in batch]
-        if self.source.is_random:
-            scores: list[dict[str, float | None]] = [
-                dict.fromkeys(self.task.score_names) for _ in batch
-            ]
-        else:
-            scores = self.task.score(answers, references)
-        return [
-            {
-                "sample_id": sample.sample_id,
-                "prompt_tokens": len(prompt.input_ids),
-                "document_tokens": prompt.document_tokens,
-                "dropped_tokens": prompt.dropped_tokens,
-                "new_tokens": len(new_tokens),
-                "prediction": answer,
-                "output": text,
-                "references": sample.references,
-                "answered": None if self.source.is_random else metrics.is_answer(answer),
-                **score,
-                **sample.extra,
-            }
-            for (sample, prompt), new_tokens, answer, text, score in zip(
-                batch, result.new_tokens, answers, texts, scores, strict=True
-            )
-        ]
 
     def _summary(
         self, files: results.RunFiles, summaries: Sequence[results.Summary]

@@ -14,11 +14,16 @@ _SYNTHETIC = "synthetic"
 
 @dataclass(frozen=True)
 class Sample:
-    """One question of a data set. `extra` goes into the results as it is."""
+    """One question of a data set.
+
+    evidence: texts of the document that the answer rests on; empty where the data set names none.
+    extra: goes into the results as it is.
+    """
 
     sample_id: str
     parts: Parts
     references: list[str]
+    evidence: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -28,22 +33,26 @@ class Task:
 
     settings: the script's Settings class.
     sample: a record of the data set, its number and the settings -> a Sample. KeyError, TypeError,
-        IndexError and AttributeError mean that the record is not of the data set's schema.
+        ValueError, IndexError and AttributeError mean that the record is not of the data set's
+        schema.
     synthesize: (seed, count, document_tokens, count_tokens) -> records of DATASET_ID=synthetic.
-    answer: the model's text and whether the prompt was raw -> the prediction.
+    answer: the model's text, its sample and whether the prompt was raw -> the prediction, empty
+        for none.
     score: predictions and their references -> scores by name, one dict a sample.
     score_names: the names, in the order of the tables.
     check_scores: raises when a score could not be computed later.
+    groups: fields of the results' samples by whose values scores are reported too.
     """
 
     name: str
     settings: type[Settings]
     sample: Callable[[dict[str, Any], int, Any], Sample]
     synthesize: Callable[[int, int, int, Callable[[str], int]], list[dict[str, Any]]]
-    answer: Callable[[str, bool], str]
+    answer: Callable[[str, Sample, bool], str]
     score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
     score_names: tuple[str, ...]
-    check_scores: Callable[[], None]
+    check_scores: Callable[[], None] = lambda: None
+    groups: tuple[str, ...] = ()
 
 
 def samples_by_context(
@@ -73,8 +82,9 @@ def _parse(task: Task, settings: Settings, records: list[data.Record]) -> list[S
     for number, record in enumerate(records):
         try:
             samples.append(task.sample(record, number, settings))
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            problem = f"record {number} is not of {task.name}'s schema: no {error}"
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            problem = f"record {number} is not of {task.name}'s schema: {what}"
             raise SettingError("DATASET_ID", settings.dataset_id, problem) from error
     return samples
 

@@ -1,4 +1,5 @@
 from longctx import synthetic
+from longctx.synthetic._village import THINGS
 
 
 def count(text):
@@ -30,7 +31,7 @@ def test_answers_stand_once_at_their_depth_and_depths_are_spread():
     depths = []
     for record in records:
         text, question = record["document"]["text"], record["question"]
-        thing = next(t for t in synthetic._THINGS if t in question["text"])
+        thing = next(t for t in THINGS if t in question["text"])
         sentences = [s for s in text.split(". ") if thing in s]
         assert 1 <= len(sentences) <= 2
         place = record["answers"][0]["text"].removeprefix("in the ")
