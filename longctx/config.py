@@ -41,13 +41,13 @@ def variable(
     help: str,
     *,
     choices: Choices | None = None,
-    unused_when: tuple[str, str] | None = None,
+    unused_when: tuple[str, ...] | None = None,
     changes_results: bool = True,
 ) -> Any:
     """A field that an environment variable sets.
 
     choices: the values allowed, or a function that lists them.
-    unused_when: (other variable, value) with which this one has no effect.
+    unused_when: (other variable, value, ...): with any of these this one has no effect.
     changes_results: whether two runs that differ in it may differ in their figures.
     """
     metadata = {
@@ -69,7 +69,7 @@ class Variable:
     default: Any
     help: str
     choices: tuple[str, ...] | None
-    unused_when: tuple[str, str] | None
+    unused_when: tuple[str, ...] | None
     changes_results: bool
     owner: tuple[str, str] | None
     """(variable, value) of the KV method or quantization that it belongs to."""
@@ -189,8 +189,8 @@ def read(
         condition = known.unused_when
         if known.owner is not None and values[known.owner[0]] != known.owner[1]:
             condition = (known.owner[0], values[known.owner[0]])
-        if known.name in is_set and condition and values[condition[0]] == condition[1]:
-            notice(f"{known.name} has no effect with {condition[0]}={condition[1]}")
+        if known.name in is_set and condition and values[condition[0]] in condition[1:]:
+            notice(f"{known.name} has no effect with {condition[0]}={values[condition[0]]}")
     own = {known.field: values[known.name] for known in declared if known.owner is None}
     return cls(**own), Environment(values, is_set, declared)
 

@@ -16,6 +16,7 @@ _COSTS = (
     ("latency, ms", "latency_ms_p50", 1),
     ("KV cache, GB", "kv_cache_gb", 4),
     ("GPU peak, GB", "peak_gpu_mem_gb_p95", 2),
+    ("blocks skipped, %", "block_sparsity_pct", 1),
 )
 _SHOWN_PREDICTIONS = 3
 _SHOWN_CHARACTERS = 100
@@ -49,6 +50,8 @@ def label(meta: dict[str, Any]) -> str:
     """What sets a run apart, short."""
     values = meta["variables"]
     parts = [values["ATTN_IMPL"], values["KV_MODE"]]
+    if "MASK_TYPE" in values:
+        parts[0] += f" {values['MASK_TYPE']}"
     if values["KV_MODE"] != "none":
         kept = values.get("KEEP_TOKENS") or f"{values['KEEP_RATIO']:g}"
         parts[-1] += f" {kept}"

@@ -47,6 +47,7 @@ class Run:
         self.settings = settings = preflight.choose_backend(settings, environ)
         chosen = {**environ.values, "ATTN_IMPL": settings.attn_impl}
         self.environ = environ = replace(environ, values=chosen)
+        self.attention = task.attention(settings) if task.attention else None
         self.pruning = preflight.pruning(settings, environ)
         self.quantization = environ.quantization()
         preflight.check_machine(settings, self.quantization)
@@ -157,7 +158,7 @@ class Run:
             for known in self.environ.declared
             if known.name in self.environ.is_set
         ]
-        return " ".join([*changed, "python", f"{self.task.name}_eval.py"])
+        return " ".join([*changed, "python", self.task.script or f"{self.task.name}_eval.py"])
 
     def _identity(self, run_id: str, context_tokens: int) -> dict[str, Any]:
         return {
@@ -207,7 +208,8 @@ class Run:
                     prompt_is_raw=not self.builder.chat_template,
                     has_quality=not self.source.is_random,
                 )
-                row = results.request_row(row_identity, result, samples)
+                figures = self.attention.figures() if self.attention else {}
+                row = results.request_row(row_identity | figures, result, samples)
                 files.add(row)
                 progress.update(bar, advance=1, speed=f"{row['tok_per_s']:.1f} tokens/s")
         if files.rows[-1].get("oom"):
@@ -247,7 +249,7 @@ class Run:
             model,
             input_ids,
             batch["attention_mask"],
-            backend=self.settings.attn_impl,
+            backend=self.attention or self.settings.attn_impl,
             max_new_tokens=self.settings.max_new_tokens,
             pruning=self.pruning,
             stop_tokens=self.stop_tokens,

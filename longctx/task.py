@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from kv_compression.attention import Backend
 from longctx import data
 from longctx.config import SettingError
 from longctx.prompts import ContextTooShortError, Parts, PromptBuilder
@@ -27,6 +28,13 @@ class Sample:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+class ReportingBackend(Backend, Protocol):
+    """An attention backend that has something to say about each request."""
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the last request, for its row in the results."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a script says about its data set; the rest is the harness's.
@@ -42,6 +50,9 @@ class Task:
     score_names: the names, in the order of the tables.
     check_scores: raises when a score could not be computed later.
     groups: fields of the results' samples by whose values scores are reported too.
+    attention: settings -> the backend in place of the one that ATTN_IMPL names. Raises SettingError
+        for settings that it cannot meet.
+    script: where the script is, from the project's root; None stands for `{name}_eval.py`.
     """
 
     name: str
@@ -53,6 +64,8 @@ class Task:
     score_names: tuple[str, ...]
     check_scores: Callable[[], None] = lambda: None
     groups: tuple[str, ...] = ()
+    attention: Callable[[Any], ReportingBackend] | None = None
+    script: str | None = None
 
 
 def samples_by_context(
