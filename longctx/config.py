@@ -104,7 +104,7 @@ def text_of(value: Any) -> str:
     """A value as one would write it in the shell."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return ",".join(map(str, value))
     return "" if value is None else str(value)
 

@@ -24,8 +24,6 @@ _SHOWN_CHARACTERS = 100
 
 def table_of(runs: Sequence[dict[str, Any]]) -> Table:
     """Full results side by side: for each figure a line a run, a column a context length."""
-    names = list(dict.fromkeys(name for run in runs for name in run["run_meta"]["score_names"]))
-    figures = (*_COSTS, *((name, name, 3) for name in names), ("answered, %", "answered_pct", 1))
     contexts = sorted({s["context_tokens"] for run in runs for s in run["ctx_summaries"]})
     table = Table(title=escape(runs[0]["run_meta"]["model"]), title_justify="left")
     table.add_column("p50; mean [95%]")
@@ -33,17 +31,28 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
         table.add_column("run")
     for context_tokens in contexts:
         table.add_column(f"{context_tokens:,}", justify="right")
-    for name, key, decimals in figures:
-        if all(s.get(key) is None and not s["n_oom"] for run in runs for s in run["ctx_summaries"]):
-            continue  # GPU memory on a CPU, quality of random weights
+    for name, key, decimals in figures_of(runs):
         for place, run in enumerate(runs):
             at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
-            cells = [_cell(at.get(length), key, decimals) for length in contexts]
+            cells = [cell(at.get(length), key, decimals) for length in contexts]
             run_label = [escape(label(run["run_meta"]))] if len(runs) > 1 else []
             table.add_row("" if place else name, *run_label, *cells)
         if len(runs) > 1:
             table.add_section()
     return table
+
+
+def figures_of(runs: Sequence[dict[str, Any]]) -> list[tuple[str, str, int]]:
+    """Label, key of the context summary and decimals of the figures that any of the runs has."""
+    names = list(dict.fromkeys(name for run in runs for name in run["run_meta"]["score_names"]))
+    figures = (*_COSTS, *((name, name, 3) for name in names), ("answered, %", "answered_pct", 1))
+    summaries = [summary for run in runs for summary in run["ctx_summaries"]]
+    # Others: GPU memory on a CPU, quality of random weights.
+    return [
+        known
+        for known in figures
+        if any(s.get(known[1]) is not None or s["n_oom"] for s in summaries)
+    ]
 
 
 def label(meta: dict[str, Any]) -> str:
@@ -84,7 +93,8 @@ def print_paths(paths: Sequence[object]) -> None:
         stdout.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _cell(summary: dict[str, Any] | None, key: str, decimals: int) -> str:
+def cell(summary: dict[str, Any] | None, key: str, decimals: int) -> str:
+    """A figure of a context summary, with its interval, as tables show it."""
     if summary is None:
         return ""
     if summary["n_oom"] and not summary["total_count"]:
