@@ -10,6 +10,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -24,9 +25,12 @@ from longctx.settings import NaturalInt, PositiveInt, redefault
 __all__ = ["TASK", "HotpotQAFlexSettings", "attention", "enable_flex_attention_dense_causal"]
 
 
-def _masks_without(parameter: str) -> tuple[str, ...]:
-    names = (name for name in masks.FACTORIES if parameter not in masks.parameters(name))
-    return ("MASK_TYPE", *names)
+def _size(default: int, parameter: str, help: str) -> Any:
+    """The variable of a mask's parameter; it has no effect with masks that do not take it."""
+    users = [name for name in masks.FACTORIES if parameter in masks.parameters(name)]
+    others = [name for name in masks.FACTORIES if name not in users]
+    help = f"{help} (with MASK_TYPE={', '.join(users)})"
+    return variable(default, help, unused_when=("MASK_TYPE", *others))
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,10 @@ class HotpotQAFlexSettings(hotpotqa_eval.HotpotQASettings):
     mask_type: str = variable(
         "causal", "which tokens a token sees besides itself", choices=tuple(masks.FACTORIES)
     )
-    mask_window: PositiveInt = variable(
-        1024, "tokens in the window, itself included", unused_when=_masks_without("window")
-    )
-    mask_sinks: NaturalInt = variable(
-        4, "first tokens that every token sees", unused_when=_masks_without("sinks")
-    )
-    mask_prefix: NaturalInt = variable(
-        512, "first tokens that see each other both ways", unused_when=_masks_without("prefix")
-    )
-    mask_dilation: PositiveInt = variable(
-        2, "distance between the window's tokens", unused_when=_masks_without("dilation")
-    )
+    mask_window: PositiveInt = _size(1024, "window", "tokens in the window, itself included")
+    mask_sinks: NaturalInt = _size(4, "sinks", "first tokens that every token sees")
+    mask_prefix: NaturalInt = _size(512, "prefix", "first tokens that see each other both ways")
+    mask_dilation: PositiveInt = _size(2, "dilation", "distance between the window's tokens")
 
 
 def attention(settings: HotpotQAFlexSettings) -> MaskedFlex:
