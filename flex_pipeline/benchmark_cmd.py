@@ -6,7 +6,8 @@
 Each cell runs in a fresh process and writes into a folder of its own; its figures are read from the
 JSON that is there. A cell that fails or runs past the time limit is part of the table, with the
 reason, and the others go on. What is done is not done again: run the same line once more after a
-failure. Exit code 0: all cells are done; 1: some are not; 2: a wrong argument; 130: interrupted.
+failure, and delete a cell's folder to have it again. Exit code 0: all cells are done; 1: some are
+not; 2: a wrong argument; 130: interrupted.
 """
 
 import argparse
@@ -105,12 +106,10 @@ def cells_of(arguments: argparse.Namespace) -> list[Cell]:
     return list({cell.key: cell for cell in cells}.values())
 
 
-def environment() -> dict[str, str]:
-    """The process's environment without settings: what the command line says is all there is."""
-    settings = {known.name for known in config.variables(Settings) if known.changes_results}
-    for name in sorted(settings & set(os.environ)):
-        notice(f"{name} of the environment is not used; use --set {name}={os.environ[name]}")
-    return {name: value for name, value in os.environ.items() if name not in settings}
+def differing(cells: Sequence[Cell]) -> list[str]:
+    """The variables that cells differ in, or all where they differ in none."""
+    names = list(dict.fromkeys(name for cell in cells for name in cell.variables))
+    return [name for name in names if len({c.variables.get(name) for c in cells}) > 1] or names
 
 
 def results_of(record: Record, folder: Path) -> dict[str, Any] | None:
@@ -121,33 +120,31 @@ def results_of(record: Record, folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def table_of(cells: Sequence[Cell], records: Sequence[Record], logdir: Path) -> Table:
+def table_of(
+    cells: Sequence[Cell], records: Sequence[Record], shown: Sequence[str], logdir: Path
+) -> Table:
     """A line for each cell and context length; one line with the reason where there is no result.
 
-    Shown of the settings are those that differ between cells.
+    shown: the variables that have a column.
     """
     runs = [results_of(r, logdir / c.key) for c, r in zip(cells, records, strict=True)]
-    names = list(dict.fromkeys(name for cell in cells for name in cell.variables))
-    differing = [
-        name for name in names if len({cell.variables.get(name) for cell in cells}) > 1
-    ] or names
     figures = report.figures_of([full for full in runs if full])
     table = Table(title=escape(cells[0].script.name), title_justify="left")
-    for name in differing:
+    for name in shown:
         table.add_column(name)
     table.add_column("status", max_width=_REASON_WIDTH)
     for heading in ("context", *(heading for heading, _, _ in figures)):
         table.add_column(heading, justify="right")
     for cell, record, full in zip(cells, records, runs, strict=True):
-        values = [escape(cell.variables.get(name, "")) for name in differing]
+        values = [escape(cell.variables.get(name, "")) for name in shown]
         if full is None:
             reason = printable(f"{record.status}: {record.reason}")[:_REASON_CHARACTERS]
             table.add_row(*values, escape(reason))
             continue
         for summary in full["ctx_summaries"]:
-            shown = [report.cell(summary, key, decimals) for _, key, decimals in figures]
-            table.add_row(*values, record.status, f"{summary['context_tokens']:,}", *shown)
-            values = [""] * len(differing)
+            measured = [report.cell(summary, key, decimals) for _, key, decimals in figures]
+            table.add_row(*values, record.status, f"{summary['context_tokens']:,}", *measured)
+            values = [""] * len(shown)
     return table
 
 
@@ -187,28 +184,36 @@ def main() -> int:
         parser.error("--grid names a variable twice; give it all its values at once")
     cells = cells_of(arguments)
     records = {cell.key: record for cell in cells if (record := finished(cell, logdir))}
+    shown = differing(cells)
+
+    def name_of(cell: Cell) -> str:
+        return " ".join(
+            f"{name}={cell.variables[name]}" for name in shown if name in cell.variables
+        )
+
     for cell in cells:
         if cell.key in records:
-            notice(f"done before: {cell}")
+            notice(f"done before: {name_of(cell)}")
 
     def keep(cell: Cell, record: Record) -> None:
         records[cell.key] = record
         how = record.status if record.reason is None else f"{record.status}: {record.reason}"
-        notice(f"{len(records)} of {len(cells)} in {record.wall_s} s: {cell}: {how}")
+        notice(f"{len(records)} of {len(cells)} in {record.wall_s} s: {name_of(cell)}: {how}")
 
     # What is running is ended with this process, however politely that is asked to end.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     was_interrupted = False
     try:
         waiting = [cell for cell in cells if cell.key not in records]
-        run(waiting, logdir, arguments.timeout_s, arguments.gpus, environment(), keep)
+        environ = config.without_settings(Settings)
+        run(waiting, logdir, arguments.timeout_s, arguments.gpus, environ, keep)
     except KeyboardInterrupt:
         was_interrupted = True
     known = [cell for cell in cells if cell.key in records]
     whole = [{"folder": cell.key, **asdict(records[cell.key])} for cell in known]
     write_whole(logdir / "grid.json", json.dumps(whole, indent=1) + "\n")
     if known:
-        table = table_of(known, [records[cell.key] for cell in known], logdir)
+        table = table_of(known, [records[cell.key] for cell in known], shown, logdir)
         console = stdout if stdout.is_terminal else Console(width=_WIDTH_IN_A_FILE)
         console.print(table)
     report.print_paths([os.path.relpath(logdir / "grid.json")])

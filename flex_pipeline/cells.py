@@ -32,9 +32,6 @@ class Cell:
         text = json.dumps([self.script.name, sorted(self.variables.items())])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def __str__(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in self.variables.items())
-
 
 @dataclass
 class Record:

@@ -87,8 +87,9 @@ def enable_flex_attention_dense_causal(model: PreTrainedModel) -> FlexPatch:
     the end of a `with` block, puts the previous attention back. On a model that is patched already
     it changes nothing.
 
-    Raises ValueError for a model whose attention cannot be chosen, that is no decoder, or whose
-    attention needs what FlexAttention is not given here (soft caps, learned sinks).
+    Raises ValueError for a model whose attention cannot be chosen, that is no decoder, that is
+    spread over devices, or whose attention needs what FlexAttention is not given here (soft caps,
+    learned sinks).
     """
     layers = _attention_layers(model)
     _refuse_unsupported(model, layers)
@@ -123,6 +124,8 @@ def _refuse_unsupported(model: PreTrainedModel, layers: dict[str, torch.nn.Modul
         raise ValueError(f"{name} holds more than a text decoder; patch the decoder alone")
     if not model._can_set_attn_implementation() or not layers:
         raise ValueError(f"{name} does not let its attention be chosen")
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        raise ValueError(f"{name} is spread over several devices, and its mask would be on one")
     is_causal = getattr(config, "is_causal", True) and all(
         getattr(layer, "is_causal", True) for layer in layers.values()
     )

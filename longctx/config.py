@@ -195,6 +195,17 @@ def read(
     return cls(**own), Environment(values, is_set, declared)
 
 
+def without_settings(cls: type) -> dict[str, str]:
+    """The process's environment for a command that is told its settings in another way.
+
+    Settings of `cls` that can change a figure are left out, with a notice for each.
+    """
+    left_out = {known.name for known in variables(cls) if known.changes_results}
+    for name in sorted(left_out & set(os.environ)):
+        notice(f"{name}={os.environ[name]} of the environment is not passed on")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
 def _warn_of_misspellings(environ: Mapping[str, str], known: list[str]) -> None:
     for name in environ:
         if name in known or len(name) < 5 or not name.isupper():

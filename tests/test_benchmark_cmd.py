@@ -156,7 +156,7 @@ def test_a_list_of_settings_each_gpu_its_own_cell(script, bench):
 def test_settings_come_from_the_command_line_alone(script, bench, monkeypatch):
     monkeypatch.setenv("KEEP_RATIO", "0.3")
     _, _, notes = bench("--set", "SEED=1")
-    assert "KEEP_RATIO of the environment is not used" in notes
+    assert "KEEP_RATIO=0.3 of the environment is not passed on" in notes
     (entry,) = grid_of(script).values()
     full = json.loads((script.parent / "logs" / entry["folder"] / entry["result"]).read_text())
     assert full["ctx_summaries"][0]["inherited"] is None
@@ -204,15 +204,15 @@ def test_wrong_arguments_are_refused(bench, arguments, problem):
 
 @pytest.mark.model
 def test_real_cells_from_the_projects_root_and_from_the_folder(tiny_folder, tmp_path):
-    arguments = [
-        "--script", "narrativeqa_eval.py", "--logdir", str(tmp_path), "--grid", "SKIP_LAYERS=0",
-        "--set", f"MODEL_ID={tiny_folder}", "--set", "DATASET_ID=synthetic", "--set", "KV_MODE=l2",
-        "--set", "ATTN_IMPL=sdpa", "--set", "N_SAMPLES=1", "--set", "CONTEXTS=200",
-        "--set", "MAX_NEW_TOKENS=3", "--set", "WANDB_MODE=disabled", "--set", "PRUNE_AFTER=0",
-    ]  # fmt: skip
-    for folder, skipped in ((ROOT, 0), (ROOT / "flex_pipeline", 1)):
+    variables = {
+        "MODEL_ID": tiny_folder, "DATASET_ID": "synthetic", "N_SAMPLES": 1, "CONTEXTS": 300,
+        "MAX_NEW_TOKENS": 3, "WANDB_MODE": "disabled", "DTYPE": "float32",
+    }  # fmt: skip
+    arguments = [f"--set={name}={value}" for name, value in variables.items()]
+    arguments += ["--script", "flex_pipeline/hotpot_qa_flex.py", "--logdir", str(tmp_path)]
+    for folder, mask in ((ROOT, "causal"), (ROOT / "flex_pipeline", "causal,prefix")):
         done = subprocess.run(
-            [*COMMAND, *arguments],
+            [*COMMAND, *arguments, "--grid", f"MASK_TYPE={mask}"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -220,7 +220,7 @@ def test_real_cells_from_the_projects_root_and_from_the_folder(tiny_folder, tmp_
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("done before") == skipped
-        (entry,) = json.loads((tmp_path / "grid.json").read_text())
-        assert entry["status"] == "done"
-        assert "TTFT" in done.stdout
+        assert done.stderr.count("done before") == mask.count(",")
+        grid = json.loads((tmp_path / "grid.json").read_text())
+        assert [entry["status"] for entry in grid] == ["done"] * len(mask.split(","))
+        assert "blocks skipped" in done.stdout

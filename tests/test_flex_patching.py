@@ -192,7 +192,10 @@ def test_patches_end_in_any_order_and_an_error_ends_them():
 
 
 def refused_models():
+    spread = tiny()
+    spread.lm_head.to("meta")
     return {
+        "several devices": spread,
         "encoder-decoder": T5ForConditionalGeneration(
             T5Config(vocab_size=512, d_model=64, num_layers=1, num_heads=4, d_ff=64)
         ),
