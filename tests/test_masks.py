@@ -2,11 +2,14 @@
 
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import flex_attention
 
 from flex_pipeline import masks
 from flex_pipeline.masked_attention import (
@@ -252,6 +255,37 @@ def test_a_block_mask_of_a_long_prompt_needs_no_tensor_of_all_pairs():
 def test_sizes_out_of_range_are_refused(name, options):
     with pytest.raises(ValueError, match="or more"):
         masks.FACTORIES[name](**options)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_other_lengths_and_steps_are_no_second_compilation():
+    """Compiled for a CPU: what is traced, and so what is traced again, is as on a GPU."""
+    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    mask = masks.sink_window(4, 70)
+
+    def run(query_len, stored_len):
+        generator = torch.Generator().manual_seed(stored_len)
+        query, key, value = (
+            torch.randn(2, heads, length, 16, generator=generator)
+            for heads, length in ((4, query_len), (2, stored_len), (2, stored_len))
+        )
+        layout = Layout((0, 101), query_len, stored_len, CPU)
+        with torch.inference_mode():
+            output = compiled(
+                query,
+                key,
+                value,
+                block_mask=block_mask_of(mask, layout),
+                scale=0.25,
+                enable_gqa=True,
+            )
+        visible = dense("sink_window", {"sinks": 4, "window": 70}, layout)
+        expected = float64_attention(query, key, value, visible, 0.25)
+        assert (output.transpose(1, 2).double() - expected).abs().max() < 1e-5
+        return counters["stats"]["unique_graphs"]
+
+    assert run(300, 300) == run(290, 290)
+    assert run(1, 301) == run(1, 302)
 
 
 @pytest.mark.gpu
