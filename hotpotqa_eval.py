@@ -73,6 +73,7 @@ TASK = Task(
     answer=free_text,
     score=hotpot_score,
     score_names=("em", "f1"),
+    needs_chat_turn=True,
     groups=("type", "evidence_kept"),
 )
 

@@ -128,7 +128,8 @@ def table_of(
     shown: the variables that have a column.
     """
     runs = [results_of(r, logdir / c.key) for c, r in zip(cells, records, strict=True)]
-    figures = report.figures_of([full for full in runs if full])
+    everything = report.figures_of([full for full in runs if full])
+    figures = [known for known in everything if len(known[1]) == 1]  # no groups: too wide
     table = Table(title=escape(cells[0].script.name), title_justify="left")
     for name in shown:
         table.add_column(name)
@@ -142,7 +143,7 @@ def table_of(
             table.add_row(*values, escape(reason))
             continue
         for summary in full["ctx_summaries"]:
-            measured = [report.cell(summary, key, decimals) for _, key, decimals in figures]
+            measured = [report.cell(summary, path, decimals) for _, path, decimals in figures]
             table.add_row(*values, record.status, f"{summary['context_tokens']:,}", *measured)
             values = [""] * len(shown)
     return table

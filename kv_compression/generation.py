@@ -28,6 +28,7 @@ class Generation:
     stored_tokens: the same in tokens, for each layer.
     peak_prefill_bytes, peak_decode_bytes, peak_reserved_bytes: GPU memory; None without a GPU.
     kernels: names of the attention kernels that ran, under "prefill" and "decode".
+    choice_log_probs: for each row, log-probabilities of `choice_tokens` as its first new token.
     """
 
     new_tokens: list[list[int]]
@@ -42,6 +43,7 @@ class Generation:
     peak_decode_bytes: int | None
     peak_reserved_bytes: int | None
     kernels: dict[str, list[str]]
+    choice_log_probs: list[list[float]]
 
 
 def stop_token_ids(
@@ -114,6 +116,7 @@ def generate(
     pruning: Pruning | None = None,
     stop_tokens: Collection[int] = (),
     question_tokens: Sequence[int] | None = None,
+    choice_tokens: Sequence[int] = (),
 ) -> Generation:
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
@@ -125,6 +128,8 @@ def generate(
         chunk against the pruned cache of the tokens before them, as a server does that caches
         documents. None: the whole prompt is pruned; the first new token then comes from the whole
         prompt's cache, and pruning shows from the second on.
+    choice_tokens: tokens whose log-probabilities as the first new token are wanted, of a softmax
+        over the whole vocabulary in float32.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet.
@@ -150,7 +155,7 @@ def generate(
     seen_tokens = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
     def step(tokens: torch.Tensor, padding: Sequence[int] | None = None) -> torch.Tensor:
-        """Next token of each row, (B,), after `tokens` (B, Q), of which `padding` come first."""
+        """Logits of what follows, (B, V), after `tokens` (B, Q), of which `padding` come first."""
         nonlocal seen_tokens
         index = torch.arange(tokens.shape[1], device=device)[None]
         if padding is not None:
@@ -166,14 +171,15 @@ def generate(
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        return logits[:, -1].argmax(dim=-1)
+        return logits[:, -1]
 
     with use_attention(model, backend, cache) as kernels:
         memory.restart()
         synchronize(devices)
         began = time.perf_counter()
         for tokens, padding in chunks:
-            next_token = step(tokens, padding)
+            first_logits = step(tokens, padding)
+        next_token = first_logits.argmax(dim=-1)
         answers = [[token] for token in next_token.tolist()]
         first_known = time.perf_counter()
         synchronize(devices)
@@ -185,7 +191,7 @@ def generate(
         for _ in range(max_new_tokens - 1):
             if all(answer[-1] in stop_tokens for answer in answers):
                 break
-            next_token = step(next_token[:, None])
+            next_token = step(next_token[:, None]).argmax(dim=-1)
             for answer, token in zip(answers, next_token.tolist(), strict=True):
                 if answer[-1] not in stop_tokens:
                     answer.append(token)
@@ -208,4 +214,5 @@ def generate(
         peak_decode_bytes=memory.allocated(),
         peak_reserved_bytes=memory.reserved(),
         kernels={phase: sorted(found) for phase, found in kernels.items()},
+        choice_log_probs=first_logits.float().log_softmax(dim=-1)[:, list(choice_tokens)].tolist(),
     )

@@ -6,12 +6,12 @@ parameters, in their own files, as fields with the same metadata. `os.environ` i
 place.
 """
 
+import argparse
 import dataclasses
 import difflib
 import importlib
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -228,14 +228,38 @@ def help_text(cls: type) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(cls: type) -> str:
-    """The same table for the README."""
-    lines = ["| variable | default | meaning |", "|---|---|---|"]
-    for known in variables(cls):
-        default = f"`{text_of(known.default)}`" if text_of(known.default) else ""
-        meaning = description(known).replace("|", "\\|")
-        lines.append(f"| `{known.name}` | {default} | {meaning} |")
-    return "\n".join(lines)
+def markdown_tables(scripts: Mapping[str, type]) -> str:
+    """The README's tables: the variables that `scripts` share, then those in which they differ.
+
+    scripts: settings classes by the name of their script.
+    """
+    declared = [{known.name: known for known in variables(cls)} for cls in scripts.values()]
+    shared, differing = [], []
+    for name in dict.fromkeys(name for mine in declared for name in mine):
+        defaults = [_default(mine, name) for mine in declared]
+        meaning = description(next(mine[name] for mine in declared if name in mine))
+        if len(set(defaults)) == 1:
+            shared.append((f"`{name}`", defaults[0], meaning))
+        else:
+            differing.append((f"`{name}`", *defaults, meaning))
+    tables = [_markdown(("variable", "default", "meaning"), shared)]
+    if differing:
+        names = (f"`{name}`" for name in scripts)
+        tables.append(_markdown(("variable", *names, "meaning"), differing))
+    return "\n\n".join(tables)
+
+
+def _default(declared: Mapping[str, Variable], name: str) -> str:
+    if name not in declared:
+        return "-"
+    text = text_of(declared[name].default)
+    return f"`{text}`" if text else ""
+
+
+def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [heading, ["---"] * len(heading), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def description(known: Variable) -> str:
@@ -246,9 +270,11 @@ def description(known: Variable) -> str:
 
 
 def main() -> None:
-    """Print the README's table: `python -m longctx.config narrativeqa_eval`."""
-    script = importlib.import_module(sys.argv[1])
-    print(markdown_table(script.TASK.settings))
+    """Print the README's tables: `python -m longctx.config narrativeqa_eval ...`."""
+    parser = argparse.ArgumentParser(prog="python -m longctx.config", description=main.__doc__)
+    parser.add_argument("scripts", nargs="+", metavar="SCRIPT")
+    names = parser.parse_args().scripts
+    print(markdown_tables({name: importlib.import_module(name).TASK.settings for name in names}))
 
 
 if __name__ == "__main__":

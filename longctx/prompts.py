@@ -69,6 +69,12 @@ class PromptBuilder:
         """Tokens of a piece of a document."""
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def answer_token(self, parts: Parts, answer: str) -> int | None:
+        """The token that `answer` is right behind the prompt; None where it is not a single one."""
+        text = self._text(parts, "")
+        *before, token = self._encode(text + answer)
+        return token if before == self._encode(text) else None
+
     def build(self, parts: Parts, context_tokens: int, truncate: str) -> Prompt | None:
         """The longest prompt of at most `context_tokens` tokens.
 

@@ -97,12 +97,15 @@ def context_summary(
     identity: Summary,
     rows: Sequence[Row],
     score_names: Sequence[str],
-    groups: Sequence[str],
+    *,
+    groups: Sequence[str] = (),
+    chance: float | None = None,
     seed: int,
 ) -> Summary:
     """Summary of one context length over its rows; figures of failed requests do not exist.
 
     groups: fields of samples; `{score}_by_{field}` then has the score for each of its values.
+    chance: the `em` of guessing, told from the measured one when the interval leaves it out.
     """
     good = [row for row in rows if row["success"]]
     samples = [sample for row in good for sample in row["samples"]]
@@ -131,6 +134,12 @@ def context_summary(
                 value: {"n": len(mine), **_score(name, mine, seed)}
                 for value, mine in sorted(members.items())
             }
+    if chance is not None:
+        interval = summary["em_ci95"]
+        summary["chance"] = chance
+        summary["em_told_from_chance"] = (
+            None if interval is None else not interval[0] <= chance <= interval[1]
+        )
     answered = [sample["answered"] for sample in samples if sample["answered"] is not None]
     summary["answered_pct"] = 100 * sum(answered) / len(answered) if answered else None
     summary["answered_count"] = sum(answered) if answered else None

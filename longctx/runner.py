@@ -45,7 +45,14 @@ class Run:
     def __init__(self, task: Task, settings: Settings, environ: Environment):
         self.task = task
         self.settings = settings = preflight.choose_backend(settings, environ)
-        chosen = {**environ.values, "ATTN_IMPL": settings.attn_impl}
+        if task.compared_answers(settings):
+            # The answer is read from the first new token's probabilities.
+            self.settings = settings = replace(settings, max_new_tokens=1)
+        chosen = {
+            **environ.values,
+            "ATTN_IMPL": settings.attn_impl,
+            "MAX_NEW_TOKENS": settings.max_new_tokens,
+        }
         self.environ = environ = replace(environ, values=chosen)
         self.attention = task.attention(settings) if task.attention else None
         self.pruning = preflight.pruning(settings, environ)
@@ -54,8 +61,11 @@ class Run:
         self.logdir = preflight.writable_folder(settings.logdir)
         self.source = models.find(settings)
         models.check(settings, self.source)
-        self.builder = preflight.prompt_builder(settings, self.source)
+        self.builder = preflight.prompt_builder(task, settings, self.source)
         self.samples = samples_by_context(task, settings, self.builder)
+        self.choice_tokens = preflight.choice_tokens(
+            task, settings, self.builder, self.samples[settings.contexts[0]][0]
+        )
         if not self.source.is_random:
             preflight.check_scores(task)
 
@@ -85,7 +95,12 @@ class Run:
             rows = [row for row in files.rows if row["context_tokens"] == context_tokens]
             summaries.append(
                 results.context_summary(
-                    identity, rows, self.task.score_names, self.task.groups, self.settings.seed
+                    identity,
+                    rows,
+                    self.task.score_names,
+                    groups=self.task.groups,
+                    chance=self.task.chance,
+                    seed=self.settings.seed,
                 )
             )
             files.write_summaries(summaries)
@@ -206,6 +221,7 @@ class Run:
                     result,
                     self.source.tokenizer,
                     prompt_is_raw=not self.builder.chat_template,
+                    compared=list(self.choice_tokens),
                     has_quality=not self.source.is_random,
                 )
                 figures = self.attention.figures() if self.attention else {}
@@ -256,6 +272,7 @@ class Run:
             question_tokens=[prompt.question_tokens for prompt in prompts]
             if self.settings.kv_scope == "context"
             else None,
+            choice_tokens=list(self.choice_tokens.values()),
         )
 
     def _summary(
@@ -263,7 +280,7 @@ class Run:
     ) -> results.Summary:
         quality = {
             name: {str(s["context_tokens"]): s[name] for s in summaries}
-            for name in (*self.task.score_names, "answered_pct")
+            for name in (*self.task.score_names, "answered_pct", "evidence_kept_pct")
         }
         return {
             "run_id": files.meta["run_id"],

@@ -111,7 +111,10 @@ class Settings:
     )
 
 
-def redefault(name: str, default: Any) -> Any:
-    """The field `name` of Settings with another default, for a script's own Settings."""
+def redefault(name: str, default: Any, **metadata: Any) -> Any:
+    """The field `name` of Settings with another default, for a script's own Settings.
+
+    metadata: arguments of `variable` that change with it.
+    """
     field = next(field for field in dataclasses.fields(Settings) if field.name == name)
-    return dataclasses.field(default=default, metadata=field.metadata)
+    return dataclasses.field(default=default, metadata={**field.metadata, **metadata})

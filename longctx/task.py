@@ -18,6 +18,7 @@ class Sample:
     """One question of a data set.
 
     evidence: texts of the document that the answer rests on; empty where the data set names none.
+    choices: the answers to choose from, by letter; empty where the answer is free.
     extra: goes into the results as it is.
     """
 
@@ -25,6 +26,7 @@ class Sample:
     parts: Parts
     references: list[str]
     evidence: list[str] = field(default_factory=list)
+    choices: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,10 +51,15 @@ class Task:
     score: predictions and their references -> scores by name, one dict a sample.
     score_names: the names, in the order of the tables.
     check_scores: raises when a score could not be computed later.
+    needs_chat_turn: the prompt is an instruction, which a model may not answer at all unless it
+        stands in a chat turn: CHAT_TEMPLATE=auto then goes by the tokenizer alone.
     groups: fields of the results' samples by whose values scores are reported too.
     attention: settings -> the backend in place of the one that ATTN_IMPL names. Raises SettingError
         for settings that it cannot meet.
     script: where the script is, from the project's root; None stands for `{name}_eval.py`.
+    chance: the score `em` that guessing would give; None where it cannot be known.
+    compared_answers: settings -> answers of which the most probable one after the prompt is the
+        prediction, so that nothing is generated; none to generate.
     """
 
     name: str
@@ -63,9 +70,12 @@ class Task:
     score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
     score_names: tuple[str, ...]
     check_scores: Callable[[], None] = lambda: None
+    needs_chat_turn: bool = False
     groups: tuple[str, ...] = ()
     attention: Callable[[Any], ReportingBackend] | None = None
     script: str | None = None
+    chance: float | None = None
+    compared_answers: Callable[[Any], tuple[str, ...]] = lambda _settings: ()
 
 
 def samples_by_context(
@@ -95,6 +105,8 @@ def _parse(task: Task, settings: Settings, records: list[data.Record]) -> list[S
     for number, record in enumerate(records):
         try:
             samples.append(task.sample(record, number, settings))
+            if not isinstance(samples[-1].parts.document, str):
+                raise TypeError("its document is no text")
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             problem = f"record {number} is not of {task.name}'s schema: {what}"

@@ -4,7 +4,8 @@ All is decided by the seed and the record's number; question and answer do not d
 length, the answer stands at a known depth, and the question alone does not give it away.
 """
 
+from longctx.synthetic._four_choices import four_choices
 from longctx.synthetic._stories import stories
 from longctx.synthetic._two_hop import two_hop
 
-__all__ = ["stories", "two_hop"]
+__all__ = ["four_choices", "stories", "two_hop"]
