@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kv_compression.attention import use_attention
+from kv_compression.attention import Backend, use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
 from kv_compression.mlp import mlp_in_row_chunks
@@ -112,7 +112,7 @@ def generate(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    backend: str,
+    backend: str | Backend,
     max_new_tokens: int,
     pruning: Pruning | None = None,
     stop_tokens: Collection[int] = (),
@@ -123,7 +123,7 @@ def generate(
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
     input_ids, attention_mask: (B, S), padded on the left.
-    backend: one of `attention.names()`.
+    backend: one of `attention.names()`, or an object that does what they do.
     pruning: None keeps every token: then, as with `keep_ratio=1`, the tokens are those of
         `model.generate(do_sample=False)`.
     question_tokens: for each row, how many of its last tokens are not pruned but processed in one

@@ -42,13 +42,13 @@ def variable(
     help: str,
     *,
     choices: Choices | None = None,
-    unused_when: tuple[str, str] | None = None,
+    unused_when: tuple[str, ...] | None = None,
     changes_results: bool = True,
 ) -> Any:
     """A field that an environment variable sets.
 
     choices: the values allowed, or a function that lists them.
-    unused_when: (other variable, value) with which this one has no effect.
+    unused_when: (other variable, value, ...): with any of these this one has no effect.
     changes_results: whether two runs that differ in it may differ in their figures.
     """
     metadata = {
@@ -70,7 +70,7 @@ class Variable:
     default: Any
     help: str
     choices: tuple[str, ...] | None
-    unused_when: tuple[str, str] | None
+    unused_when: tuple[str, ...] | None
     changes_results: bool
     owner: tuple[str, str] | None
     """(variable, value) of the KV method or quantization that it belongs to."""
@@ -105,7 +105,7 @@ def text_of(value: Any) -> str:
     """A value as one would write it in the shell."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return ",".join(map(str, value))
     return "" if value is None else str(value)
 
@@ -200,10 +200,21 @@ def read(
         condition = known.unused_when
         if known.owner is not None and values[known.owner[0]] != known.owner[1]:
             condition = (known.owner[0], values[known.owner[0]])
-        if known.name in is_set and condition and values[condition[0]] == condition[1]:
-            notice(f"{known.name} has no effect with {condition[0]}={condition[1]}")
+        if known.name in is_set and condition and values[condition[0]] in condition[1:]:
+            notice(f"{known.name} has no effect with {condition[0]}={values[condition[0]]}")
     own = {known.field: values[known.name] for known in declared if known.owner is None}
     return cls(**own), Environment(values, is_set, declared)
+
+
+def without_settings(cls: type) -> dict[str, str]:
+    """The process's environment for a command that is told its settings in another way.
+
+    Settings of `cls` that can change a figure are left out, with a notice for each.
+    """
+    left_out = {known.name for known in variables(cls) if known.changes_results}
+    for name in sorted(left_out & set(os.environ)):
+        notice(f"{name}={os.environ[name]} of the environment is not passed on")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def _warn_of_misspellings(environ: Mapping[str, str], known: list[str]) -> None:

@@ -16,7 +16,10 @@ _COSTS = (
     ("latency, ms", "latency_ms_p50", 1),
     ("KV cache, GB", "kv_cache_gb", 4),
     ("GPU peak, GB", "peak_gpu_mem_gb_p95", 2),
+    ("blocks skipped, %", "block_sparsity_pct", 1),
 )
+Figure = tuple[str, tuple[str, ...], int]  # label, path in the context summary, decimals
+
 _NOT_TOLD = "\N{DAGGER}"
 _SHOWN_PREDICTIONS = 3
 _SHOWN_CHARACTERS = 100
@@ -25,12 +28,6 @@ _SHOWN_CHARACTERS = 100
 def table_of(runs: Sequence[dict[str, Any]]) -> Table:
     """Full results side by side: for each figure a line a run, a column a context length."""
     summaries = [summary for run in runs for summary in run["ctx_summaries"]]
-    figures = (
-        *((name, (key,), decimals) for name, key, decimals in _COSTS),
-        *_score_figures(runs),
-        ("answered, %", ("answered_pct",), 1),
-        ("evidence kept, %", ("evidence_kept_pct",), 1),
-    )
     contexts = sorted({summary["context_tokens"] for summary in summaries})
     table = Table(title=escape(runs[0]["run_meta"]["model"]), title_justify="left")
     table.add_column("p50; mean [95%]")
@@ -38,12 +35,10 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
         table.add_column("run")
     for context_tokens in contexts:
         table.add_column(f"{context_tokens:,}", justify="right")
-    for name, path, decimals in figures:
-        if all(_value(s, path) is None and not s["n_oom"] for s in summaries):
-            continue  # GPU memory on a CPU, quality of random weights
+    for name, path, decimals in figures_of(runs):
         for place, run in enumerate(runs):
             at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
-            cells = [_cell(at.get(length), path, decimals) for length in contexts]
+            cells = [cell(at.get(length), path, decimals) for length in contexts]
             run_label = [escape(label(run["run_meta"]))] if len(runs) > 1 else []
             table.add_row("" if place else name, *run_label, *cells)
         if len(runs) > 1:
@@ -55,8 +50,25 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _score_figures(runs: Sequence[dict[str, Any]]) -> list[tuple[str, tuple[str, ...], int]]:
-    """Label, path in the context summary and decimals of each score, then of its groups'."""
+def figures_of(runs: Sequence[dict[str, Any]]) -> list[Figure]:
+    """The figures that any of the runs has; the path of a group's score has several parts."""
+    figures = (
+        *((name, (key,), decimals) for name, key, decimals in _COSTS),
+        *_score_figures(runs),
+        ("answered, %", ("answered_pct",), 1),
+        ("evidence kept, %", ("evidence_kept_pct",), 1),
+    )
+    summaries = [summary for run in runs for summary in run["ctx_summaries"]]
+    # Others: GPU memory on a CPU, quality of random weights.
+    return [
+        known
+        for known in figures
+        if any(_value(s, known[1]) is not None or s["n_oom"] for s in summaries)
+    ]
+
+
+def _score_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Each score, then its groups'."""
     figures: dict[tuple[str, ...], str] = {}
     for run in runs:
         meta = run["run_meta"]
@@ -86,6 +98,8 @@ def label(meta: dict[str, Any]) -> str:
     """What sets a run apart, short."""
     values = meta["variables"]
     parts = [values["ATTN_IMPL"], values["KV_MODE"]]
+    if "MASK_TYPE" in values:
+        parts[0] += f" {values['MASK_TYPE']}"
     if values["KV_MODE"] != "none":
         kept = values.get("KEEP_TOKENS") or f"{values['KEEP_RATIO']:g}"
         parts[-1] += f" {kept}"
@@ -122,7 +136,8 @@ def print_paths(paths: Sequence[object]) -> None:
         stdout.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _cell(summary: dict[str, Any] | None, path: tuple[str, ...], decimals: int) -> str:
+def cell(summary: dict[str, Any] | None, path: tuple[str, ...], decimals: int) -> str:
+    """A figure of a context summary, with its interval, as tables show it."""
     if summary is None:
         return ""
     if summary["n_oom"] and not summary["total_count"]:

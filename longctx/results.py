@@ -49,7 +49,10 @@ def gigabytes(count: int | None) -> float | None:
 
 
 def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]) -> Row:
-    """Row of a request that succeeded. `identity` holds run_id, model and so on."""
+    """Row of a request that succeeded. `identity` holds run_id, model and so on.
+
+    Where the attention says how many blocks it skips, `block_sparsity_pct` is among them.
+    """
     new_tokens = [len(tokens) for tokens in result.new_tokens]
     total, steps = sum(new_tokens), max(new_tokens) - 1
     decoded = total - len(new_tokens)
@@ -116,6 +119,8 @@ def context_summary(
         values = [row[measure] for row in good if row[measure] is not None]
         summary[f"{measure}_p95"] = statistics.percentile(values, 95)
     summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in good])
+    sparsity = [row["block_sparsity_pct"] for row in good if "block_sparsity_pct" in row]
+    summary["block_sparsity_pct"] = statistics.mean(sparsity)
     for phase in ("kernel_prefill", "kernel_decode"):
         summary[phase] = "+".join(sorted({row[phase] for row in good} - {""}))
     for name in score_names:

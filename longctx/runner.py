@@ -55,6 +55,7 @@ class Run:
             "MAX_NEW_TOKENS": settings.max_new_tokens,
         }
         self.environ = environ = replace(environ, values=chosen)
+        self.attention = task.attention(settings) if task.attention else None
         self.pruning = preflight.pruning(settings, environ)
         self.quantization = environ.quantization()
         preflight.check_machine(settings, self.quantization)
@@ -173,7 +174,7 @@ class Run:
             for known in self.environ.declared
             if known.name in self.environ.is_set
         ]
-        return " ".join([*changed, "python", f"{self.task.name}_eval.py"])
+        return " ".join([*changed, "python", self.task.script or f"{self.task.name}_eval.py"])
 
     def _identity(self, run_id: str, context_tokens: int) -> dict[str, Any]:
         return {
@@ -224,7 +225,8 @@ class Run:
                     compared=list(self.choice_tokens),
                     has_quality=not self.source.is_random,
                 )
-                row = results.request_row(row_identity, result, samples)
+                figures = self.attention.figures() if self.attention else {}
+                row = results.request_row(row_identity | figures, result, samples)
                 files.add(row)
                 progress.update(bar, advance=1, speed=f"{row['tok_per_s']:.1f} tokens/s")
         if files.rows[-1].get("oom"):
@@ -264,7 +266,7 @@ class Run:
             model,
             input_ids,
             batch["attention_mask"],
-            backend=self.settings.attn_impl,
+            backend=self.attention or self.settings.attn_impl,
             max_new_tokens=self.settings.max_new_tokens,
             pruning=self.pruning,
             stop_tokens=self.stop_tokens,

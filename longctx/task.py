@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from kv_compression.attention import Backend
 from longctx import data
 from longctx.config import SettingError
 from longctx.prompts import ContextTooShortError, Parts, PromptBuilder
@@ -29,6 +30,13 @@ class Sample:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+class ReportingBackend(Backend, Protocol):
+    """An attention backend that has something to say about each request."""
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the last request, for its row in the results."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a script says about its data set; the rest is the harness's.
@@ -46,6 +54,9 @@ class Task:
     needs_chat_turn: the prompt is an instruction, which a model may not answer at all unless it
         stands in a chat turn: CHAT_TEMPLATE=auto then goes by the tokenizer alone.
     groups: fields of the results' samples by whose values scores are reported too.
+    attention: settings -> the backend in place of the one that ATTN_IMPL names. Raises SettingError
+        for settings that it cannot meet.
+    script: where the script is, from the project's root; None stands for `{name}_eval.py`.
     chance: the score `em` that guessing would give; None where it cannot be known.
     compared_answers: settings -> answers of which the most probable one after the prompt is the
         prediction, so that nothing is generated; none to generate.
@@ -61,6 +72,8 @@ class Task:
     check_scores: Callable[[], None] = lambda: None
     needs_chat_turn: bool = False
     groups: tuple[str, ...] = ()
+    attention: Callable[[Any], ReportingBackend] | None = None
+    script: str | None = None
     chance: float | None = None
     compared_answers: Callable[[Any], tuple[str, ...]] = lambda _settings: ()
 

@@ -20,6 +20,7 @@ _GROUP_OF_PREFIX = {
     "tok_per_s": "throughput",
     "peak_": "memory",
     "kv_cache_gb": "memory",
+    "block_sparsity_pct": "latency",
 }
 
 _INIT_TIMEOUT_S = 20
