@@ -54,8 +54,8 @@ _STATEMENTS = (
 _MENTION = re.compile(rf"[(\[{{]\s*([A-D])\s*[)\]}}]|(?i:\b(?:option|choice)\s)\(?([A-D])\)?{_END}")
 _DENIED_BEFORE = re.compile(r"(?i)(?:\bnot|n't|\bnever|\bneither|\bnor)\s+(?:\w+\s+)?$")
 _DENIED_AFTER = re.compile(
-    r"(?i)[)\].:]*\s*(?:is|was|seems|appears|would be|can be)?\s*(?:clearly |also )?"
-    r"(?:not\b|n't\b|isn't|wrong|incorrect|false|ruled out|cannot)"
+    r"(?i)[)\]]?:?\s*(?:(?:is|was|seems|appears|would be|can be)\s+(?:clearly |also )?"
+    r"(?:not\b|wrong|incorrect|false|ruled out)|isn't|wasn't|cannot|can't|wrong|incorrect|false)"
 )
 _SECOND_LABEL = re.compile(
     r"[)\]}]?\s*(?:,|/|&|\+|\band\b|\bor\b)\s*(?:and |or )?[(\[]?([A-D])(?:[)\]]|(?!\w))"
@@ -80,7 +80,7 @@ def letter_of(text: str, choices: Mapping[str, str], prompt_is_raw: bool) -> str
         text = first_line(_without_list(_PROMPT_AGAIN.split(text)[0]))
     official = _OFFICIAL.search(text)
     if official:
-        return _only(_named(text, official))
+        return _only(_joined(text, official))
     if len(same := _same_words(text, choices)) == 1:
         return same.pop()
     text = _without_list(text).strip()
@@ -93,13 +93,18 @@ def _only(letters: set[str]) -> str:
     return next(iter(letters)) if len(letters) == 1 else ""
 
 
+def _joined(text: str, match: re.Match[str]) -> set[str]:
+    """The label that `match` found, and another that is joined to it."""
+    letters = {group.upper() for group in match.groups() if group}
+    second = _SECOND_LABEL.match(text, match.end())
+    return letters | {second[1]} if second else letters
+
+
 def _named(text: str, match: re.Match[str]) -> set[str]:
-    """The label that `match` found, unless it is denied, and another that is joined to it."""
+    """The same, unless the text denies it."""
     if _DENIED_BEFORE.search(text, 0, match.start()) or _DENIED_AFTER.match(text, match.end()):
         return set()
-    letters = {group.upper() for group in match.groups() if group}
-    joined = _SECOND_LABEL.match(text, match.end())
-    return letters | {joined[1]} if joined else letters
+    return _joined(text, match)
 
 
 def _stated(text: str) -> set[str]:
