@@ -106,6 +106,19 @@ def split_questions(
     return result
 
 
+def _greedy(logits: torch.Tensor, place: int) -> tuple[torch.Tensor, list[int]]:
+    """Most probable token of each row of (B, V), there and on the host.
+
+    Raises FloatingPointError for logits that are NaN, which have no most probable token.
+    """
+    next_token = logits.argmax(dim=-1)
+    # One transfer for both: each waits for the device.
+    known, is_nan = torch.stack([next_token, logits.isnan().any(dim=-1)]).tolist()
+    if any(is_nan):
+        raise FloatingPointError(f"the model's logits are NaN at new token {place}")
+    return next_token, known
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -136,7 +149,7 @@ def generate(
         over the whole vocabulary in float32.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
-    model or the backend cannot meet.
+    model or the backend cannot meet; FloatingPointError for logits that are NaN.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
@@ -184,8 +197,8 @@ def generate(
         began = time.perf_counter()
         for tokens, padding in chunks:
             first_logits = step(tokens, padding)
-        next_token = first_logits.argmax(dim=-1)
-        answers = [[token] for token in next_token.tolist()]
+        next_token, known = _greedy(first_logits, place=1)
+        answers = [[token] for token in known]
         first_known = time.perf_counter()
         synchronize(devices)
         peak_prefill, kv_bytes = memory.allocated(), cache.stored_bytes()
@@ -193,11 +206,11 @@ def generate(
         memory.restart()
 
         decode_began = time.perf_counter()
-        for _ in range(max_new_tokens - 1):
+        for place in range(2, max_new_tokens + 1):
             if all(answer[-1] in stop_tokens for answer in answers):
                 break
-            next_token = step(next_token[:, None]).argmax(dim=-1)
-            for answer, token in zip(answers, next_token.tolist(), strict=True):
+            next_token, known = _greedy(step(next_token[:, None]), place)
+            for answer, token in zip(answers, known, strict=True):
                 if answer[-1] not in stop_tokens:
                     answer.append(token)
         synchronize(devices)

@@ -141,12 +141,30 @@ def variables(cls: type) -> list[Variable]:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """What torchrun says of this process: its rank, of how many, and its rank on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> "Launch":
+        """One process alone where torchrun has not started it."""
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        if "TORCHELASTIC_RUN_ID" not in environ:
+            return cls()
+        return cls(*(int(environ[name]) for name in names))
+
+
+@dataclass(frozen=True)
 class Environment:
     """What the environment says: settings, the parameters of plug-ins, and what was set at all."""
 
     values: Mapping[str, Any]
     is_set: frozenset[str]
     declared: list[Variable]
+    launch: Launch = Launch()
 
     def parameters(self, variable: str, value: str) -> dict[str, Any]:
         """Keyword arguments for the plug-in that `variable` = `value` chooses."""
@@ -203,7 +221,7 @@ def read(
         if known.name in is_set and condition and values[condition[0]] in condition[1:]:
             notice(f"{known.name} has no effect with {condition[0]}={values[condition[0]]}")
     own = {known.field: values[known.name] for known in declared if known.owner is None}
-    return cls(**own), Environment(values, is_set, declared)
+    return cls(**own), Environment(values, is_set, declared, Launch.of(environ))
 
 
 def without_settings(cls: type) -> dict[str, str]:

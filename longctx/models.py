@@ -174,6 +174,15 @@ def check(settings: Settings, source: ModelSource) -> None:
         )
 
 
+def fingerprint(source: ModelSource) -> str:
+    """Changes when the weights may have: a hub model's commit, a folder's files."""
+    folder = Path(source.path)
+    if not folder.is_dir():
+        return str(getattr(source.config, "_commit_hash", None))
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return str([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+
+
 def load(
     settings: Settings, source: ModelSource, quantization: Quantization
 ) -> tuple[PreTrainedModel, float]:
@@ -194,6 +203,8 @@ def load(
         # Attention is chosen for each request; this only keeps transformers from choosing first.
         "attn_implementation": "eager",
     }
+    if settings.tp_plan != "none":
+        options |= {"tp_plan": settings.tp_plan, "device_map": None}
     with _clear_errors(settings.model_id):
         if source.is_random:
             model = _random_model(settings, source.config, options)

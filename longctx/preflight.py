@@ -1,5 +1,6 @@
 """What can be known to fail is found out before a model is loaded."""
 
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
 from longctx.settings import Settings
 from longctx.task import Sample, Task
+from longctx.workers import Workers
+
+_TRIAL_BYTES = 1_000_000
 
 
 def choose_backend(settings: Settings, environ: Environment) -> Settings:
@@ -48,7 +52,11 @@ def writable_folder(logdir: str) -> Path:
     folder = Path(logdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        # A full disk takes an empty file, and says so at the latest when it must keep its word.
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(b"0" * _TRIAL_BYTES)
+            trial.flush()
+            os.fsync(trial.fileno())
     except OSError as error:
         raise SettingError("LOGDIR", logdir, f"cannot be written: {error.strerror}") from None
     return folder
@@ -76,6 +84,20 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
         settings.keep_tokens,
         settings.prune_every,
     )
+
+
+def placed(settings: Settings, workers: Workers) -> Settings:
+    """With each of several processes on a GPU of its own. Raises SettingError."""
+    if settings.tp_plan != "none":
+        if workers.count == 1:
+            raise SettingError(
+                "TP_PLAN", settings.tp_plan, "needs torchrun, a process for each GPU"
+            )
+        if settings.model_id.startswith("random/"):
+            raise SettingError("TP_PLAN", settings.tp_plan, "needs a model with weights to load")
+    elif workers.count > 1 and settings.device_map == "auto" and torch.cuda.is_available():
+        return replace(settings, device_map=f"cuda:{workers.local_rank}")
+    return settings
 
 
 def prompt_builder(task: Task, settings: Settings, source: ModelSource) -> PromptBuilder:

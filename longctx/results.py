@@ -89,7 +89,8 @@ def failed_row(identity: Row, error: BaseException, *, oom: bool) -> Row:
     return (
         identity
         | dict.fromkeys((*nothing, "peak_gpu_mem_gb"))
-        | {"success": False, "error": message, "oom": oom, "samples": []}
+        | {"success": False, "error": f"{type(error).__name__}: {message}", "oom": oom}
+        | {"samples": []}
     )
 
 
@@ -168,80 +169,6 @@ def fingerprint(values: dict[str, Any], data_fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class RunFiles:
-    """The files of one run in `logdir`.
-
-    While it runs, `{run_id}_rows.jsonl`: the run's meta data, then each row as soon as it is made.
-    At each context's end `{run_id}.jsonl` with one line a context. At the end `{run_id}_full.json`,
-    which holds the rows too, so that the first file goes.
-    """
-
-    def __init__(self, logdir: Path, meta: dict[str, Any], rows: list[Row]):
-        self.meta = meta
-        self.rows = rows
-        self.journal = logdir / f"{meta['run_id']}_rows.jsonl"
-        self.summaries_path = logdir / f"{meta['run_id']}.jsonl"
-        self.full_path = logdir / f"{meta['run_id']}_full.json"
-
-    @classmethod
-    def start(cls, logdir: Path, meta: dict[str, Any]) -> "RunFiles":
-        """A new run; `meta["run_id"]` gets a number behind it when the name is taken."""
-        wanted, number = meta["run_id"], 1
-        while True:
-            files = cls(logdir, meta, rows=[])
-            try:
-                if files.summaries_path.exists() or files.full_path.exists():
-                    raise FileExistsError
-                with open(files.journal, "x", encoding="utf-8") as journal:
-                    journal.write(_line({"run_meta": meta}))
-                return files
-            except FileExistsError:
-                number += 1
-                meta["run_id"] = f"{wanted}-{number}"
-
-    @classmethod
-    def unfinished(cls, logdir: Path, wanted_fingerprint: str) -> "RunFiles | None":
-        """The latest unfinished run with this fingerprint; a line cut off by its end is dropped."""
-        newest_first = sorted(
-            logdir.glob("*_rows.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True
-        )
-        for path in newest_first:
-            entries = _whole_lines(path)
-            meta = entries[0].get("run_meta", {}) if entries else {}
-            if meta.get("fingerprint") == wanted_fingerprint:
-                files = cls(logdir, meta, rows=entries[1:])
-                write_whole(files.journal, "".join(map(_line, entries)))
-                return files
-        return None
-
-    def add(self, row: Row) -> None:
-        """Keep a row as it will be read again; it is on disk when this returns."""
-        row = _plain(row)
-        self.rows.append(row)
-        with open(self.journal, "a", encoding="utf-8") as journal:
-            journal.write(_line(row))
-            journal.flush()
-            os.fsync(journal.fileno())
-
-    def write_summaries(self, summaries: Sequence[Summary]) -> None:
-        """Write the per-context lines."""
-        write_whole(self.summaries_path, "".join(map(_line, summaries)))
-
-    def finish(self, summaries: Sequence[Summary], summary: Summary) -> dict[str, Any]:
-        """Write the full file, let the journal go, and return what was written."""
-        full: dict[str, Any] = _plain(
-            {
-                "run_meta": self.meta,
-                "ctx_summaries": list(summaries),
-                "rows": self.rows,
-                "summary": summary,
-            }
-        )
-        write_whole(self.full_path, json.dumps(full, indent=1) + "\n")
-        self.journal.unlink()
-        return full
-
-
 def write_whole(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -257,26 +184,12 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def _line(value: Any) -> str:
-    return json.dumps(_plain(value), allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON can hold it: what is not a number becomes null, floats get 6 digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries

@@ -1,32 +1,34 @@
 """One evaluation run: settings checked first, then model, contexts, requests, results."""
 
 import argparse
-import gc
-import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
-from kv_compression import quantized
-from kv_compression.generation import Generation, generate, stop_token_ids
-from longctx import config, data, environment, models, preflight, report, results
+from kv_compression.generation import stop_token_ids
+from longctx import config, identity, models, preflight, report, results
 from longctx.config import CannotRunError, Environment
-from longctx.console import notice, stderr, stdout
-from longctx.prompts import Prompt
-from longctx.scoring import scored_samples
+from longctx.console import notice, stdout
+from longctx.interrupt import Terminated, sigterm_raises
+from longctx.requests import ContextRun, Requests
+from longctx.results import Row, Summary
+from longctx.run_files import RunFiles
 from longctx.settings import Settings
-from longctx.task import Sample, Task, samples_by_context
+from longctx.task import Task, samples_by_context
 from longctx.tracking import Tracker
+from longctx.workers import Workers
 
 
 def main(task: Task, description: str, environ: Mapping[str, str] | None = None) -> None:
-    """Run `task` as the environment says. Exit code 2 for a setting that cannot be used."""
+    """Run `task` as the environment says.
+
+    Exit code 2 for a setting that cannot be used, 1 when results cannot be written any more, 130
+    after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         epilog=config.help_text(task.settings),
@@ -34,10 +36,15 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
     )
     parser.parse_args()
     try:
-        Run(task, *config.read(task.settings, environ)).execute()
+        with sigterm_raises():
+            Run(task, *config.read(task.settings, environ)).execute()
     except CannotRunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Terminated:
+        sys.exit(143)
 
 
 class Run:
@@ -45,16 +52,16 @@ class Run:
 
     def __init__(self, task: Task, settings: Settings, environ: Environment):
         self.task = task
-        self.settings = settings = preflight.choose_backend(settings, environ)
+        settings = preflight.choose_backend(settings, environ)
         if task.compared_answers(settings):
             # The answer is read from the first new token's probabilities.
-            self.settings = settings = replace(settings, max_new_tokens=1)
+            settings = replace(settings, max_new_tokens=1)
         chosen = {
             **environ.values,
             "ATTN_IMPL": settings.attn_impl,
             "MAX_NEW_TOKENS": settings.max_new_tokens,
         }
-        self.environ = environ = replace(environ, values=chosen)
+        environ = replace(environ, values=chosen)
         self.attention = task.attention(settings) if task.attention else None
         self.pruning = preflight.pruning(settings, environ)
         self.quantization = environ.quantization()
@@ -69,237 +76,218 @@ class Run:
         )
         if not self.source.is_random:
             preflight.check_scores(task)
+        self.workers = Workers.join(environ.launch, shards=settings.tp_plan == "none")
+        self.settings = preflight.placed(settings, self.workers)
+        self.meta = identity.run_meta(
+            task,
+            settings,
+            environ,
+            self.source,
+            self.samples,
+            prompt_format="chat template" if self.builder.chat_template else "raw",
+        )
 
-    def execute(self) -> dict[str, Any]:
-        """Load the model, run every context, write everything; returns the full results."""
+    def execute(self) -> dict[str, Any] | None:
+        """Load the model, run every context, write everything.
+
+        Returns the full results; None where they were there before, and in processes other than
+        the first.
+        """
+        if self._is_done():
+            return None
         began = time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
         model, load_s = models.load(self.settings, self.source, self.quantization)
         files = self._files()
-        done = {(row["context_tokens"], row["request"]) for row in files.rows}
-        tracker = Tracker(self.settings, files.meta, self.task.score_names)
+        self.meta = files.meta
         self.weights_gb = results.gigabytes(models.weight_bytes(model))
-        self.stop_tokens = stop_token_ids(model, self.source.tokenizer)
-        if self.source.is_random:
-            self.stop_tokens = frozenset()
-        summaries = []
-        for context_tokens in self.settings.contexts:
-            warmup_ms = self._run_context(model, context_tokens, files, done)
-            identity = self._identity(files.meta["run_id"], context_tokens) | {
-                "quant_mode": self.settings.quant_mode,
-                "warmup_ms": warmup_ms,
-                "weights_gb": self.weights_gb,
-                "kv_scope": self.settings.kv_scope,
-                "first_token_before_pruning": self.pruning is not None
-                and self.settings.kv_scope == "prompt",
-            }
-            rows = [row for row in files.rows if row["context_tokens"] == context_tokens]
-            summaries.append(
-                results.context_summary(
-                    identity,
-                    rows,
-                    self.task.score_names,
-                    groups=self.task.groups,
-                    chance=self.task.chance,
-                    seed=self.settings.seed,
+        requests = self._requests(model)
+        tracker = Tracker(
+            self.settings, files.meta, self.task.score_names, writes=self.workers.is_first
+        )
+        known = self._known_rows(files)
+        rows: list[Row] = []
+        summaries: list[Summary] = []
+        too_long: int | None = None
+        try:
+            for context_tokens in self.settings.contexts:
+                mine = [row for row in known if row["context_tokens"] == context_tokens]
+                context = ContextRun(
+                    requests,
+                    requests.pairs(context_tokens, self.samples[context_tokens]),
+                    self._row_identity(context_tokens),
+                    mine,
+                    files.add,
                 )
-            )
-            files.write_summaries(summaries)
-            tracker.context(summaries[-1])
-        summary = self._summary(files, summaries) | {
-            "load_s": load_s,
-            "wall_s": time.perf_counter() - began,
-        }
-        files.meta["kernel"] = {
-            phase: "+".join(sorted({s[f"kernel_{phase}"] for s in summaries} - {""}))
-            for phase in ("prefill", "decode")
-        }
-        full = files.finish(summaries, summary)
-        tracker.finish(files.rows, summary)
-        stdout.print(report.table_of([full]))
-        report.print_predictions(full)
-        report.print_paths([files.summaries_path, files.full_path])
+                is_skipped = too_long is not None and context_tokens >= too_long
+                if not is_skipped:
+                    context.run()
+                mine, timing = self._gathered(files, context_tokens, context, mine)
+                if self.settings.oom == "stop" and any(row.get("oom") for row in mine):
+                    too_long = min(context_tokens, too_long or context_tokens)
+                rows += mine
+                timing["skipped_after_oom_at"] = too_long if is_skipped else None
+                summaries.append(self._context_summary(context_tokens, mine, timing))
+                if self.workers.is_first:
+                    files.write_summaries(summaries)
+                    tracker.context(summaries[-1])
+        except (KeyboardInterrupt, Terminated):
+            self._keep_what_is_there(files, summaries)
+            tracker.interrupted()
+            raise
+        except OSError as error:
+            raise SystemExit(
+                f"error: LOGDIR={self.settings.logdir}: {error.strerror}; finished requests are "
+                f"kept in {files.journal}, for RESUME=1"
+            ) from error
+        full = None
+        if self.workers.is_first:
+            summary = self._summary(rows, summaries) | {
+                "load_s": load_s,
+                "wall_s": time.perf_counter() - began,
+            }
+            files.meta["kernel"] = {
+                phase: "+".join(sorted({s[f"kernel_{phase}"] for s in summaries} - {""}))
+                for phase in ("prefill", "decode")
+            }
+            full = files.finish(rows, summaries, summary)
+            tracker.finish(rows, summary)
+            stdout.print(report.table_of([full]))
+            report.print_predictions(full)
+            report.print_paths([files.summaries_path, files.full_path])
+        self.workers.leave()
+        files.journal.unlink(missing_ok=True)
         return full
 
-    def _files(self) -> results.RunFiles:
-        settings = self.settings
-        # Lists that contexts share are read once.
-        lists = {id(samples): samples for samples in self.samples.values()}.values()
-        data_fingerprint = data.fingerprint(
-            text
-            for samples in lists
-            for s in samples
-            for text in (s.sample_id, *astuple(s.parts), *s.references, *s.evidence)
-        )
-        counting = {"task": self.task.name, **self.environ.fingerprint_values()}
-        fingerprint = results.fingerprint(counting, data_fingerprint)
-        if settings.resume:
-            found = results.RunFiles.unfinished(self.logdir, fingerprint)
+    def _is_done(self) -> bool:
+        path = None
+        if self.settings.skip_done and self.workers.is_first:
+            path = RunFiles.finished(self.logdir, self.meta["fingerprint"])
+        if path is not None:
+            notice(f"SKIP_DONE: these settings have their results in {path}")
+        is_done = self.workers.of_first(path is not None)
+        if is_done:
+            self.workers.leave()
+        return is_done
+
+    def _files(self) -> RunFiles:
+        """This process's files, of a new run or of one that is gone on with."""
+        files = None
+        if self.workers.is_first:
+            files = self._first_files()
+        meta = self.workers.of_first(files.meta if files else self.meta)
+        if files is None:
+            files = RunFiles(self.logdir, meta, rank=self.workers.rank)
+            if self.settings.resume:
+                files.rows = files.rows_left()
+        return files
+
+    def _first_files(self) -> RunFiles:
+        if self.settings.resume:
+            found = RunFiles.unfinished(self.logdir, self.meta["fingerprint"])
             if found is not None:
                 notice(f"going on with {found.meta['run_id']}: {len(found.rows)} requests are done")
                 return found
-            notice(f"no unfinished run of these settings in {settings.logdir}; starting one")
-        model = results.model_name(settings.model_id)
-        count = len(self.samples[settings.contexts[0]])
-        meta = {
-            "run_id": results.run_id(
-                model,
-                settings.attn_impl,
-                count,
-                settings.batch_size,
-                settings.kv_mode,
-                settings.quant_mode,
-            ),
-            "task": self.task.name,
-            "model": model,
-            "tags": [model[:64], settings.attn_impl, f"kv-{settings.kv_mode}", settings.quant_mode],
-            "command": self._command(),
-            "variables": dict(self.environ.values),
-            "score_names": list(self.task.score_names),
-            "groups": list(self.task.groups),
-            "prompt_format": "chat template" if self.builder.chat_template else "raw",
-            "n_samples": count,
-            "data_fingerprint": data_fingerprint,
-            "fingerprint": fingerprint,
-            "versions": environment.versions(),
-            "device": environment.device(),
-            "git_commit": environment.git_commit(),
+            notice(f"no unfinished run of these settings in {self.logdir}; starting one")
+        return RunFiles.start(self.logdir, self.meta)
+
+    def _known_rows(self, files: RunFiles) -> list[Row]:
+        """Rows of earlier processes, wherever they lie; a folder that is shared has them once."""
+        known = {
+            (row["context_tokens"], row["first_sample"], row["batch_size"], row["success"]): row
+            for rows in self.workers.gathered(files.rows)
+            for row in rows
         }
-        return results.RunFiles.start(self.logdir, meta)
+        files.rows = []
+        return list(known.values())
 
-    def _command(self) -> str:
-        """The shell line that repeats this run."""
-        changed = [
-            f"{known.name}={shlex.quote(config.text_of(self.environ.values[known.name]))}"
-            for known in self.environ.declared
-            if known.name in self.environ.is_set
-        ]
-        return " ".join([*changed, "python", self.task.script or f"{self.task.name}_eval.py"])
+    def _gathered(
+        self, files: RunFiles, context_tokens: int, context: ContextRun, known: Sequence[Row]
+    ) -> tuple[list[Row], dict[str, Any]]:
+        """All rows of a context length in the order of the data set, and what it took."""
+        mine = [row for row in files.rows if row["context_tokens"] == context_tokens]
+        parts = self.workers.gathered((mine, context.warmup_ms, context.wall_s))
+        rows = [*known, *(row for part, _, _ in parts for row in part)]
+        rows.sort(key=lambda row: (row["first_sample"], -row["batch_size"]))
+        wall_s = max(seconds for _, _, seconds in parts)
+        new_samples = sum(len(row["samples"]) for part, _, _ in parts for row in part)
+        warmups = [ms for _, ms, _ in parts if ms is not None]
+        return rows, {
+            "warmup_ms": max(warmups, default=None),
+            "n_processes": self.workers.count,
+            "samples_per_s": new_samples / wall_s if new_samples else None,
+        }
 
-    def _identity(self, run_id: str, context_tokens: int) -> dict[str, Any]:
+    def _requests(self, model: PreTrainedModel) -> Requests:
+        stop_tokens = stop_token_ids(model, self.source.tokenizer)
+        return Requests(
+            self.task,
+            self.settings,
+            self.source,
+            self.builder,
+            self.pruning,
+            self.attention,
+            self.choice_tokens,
+            frozenset() if self.source.is_random else stop_tokens,
+            model,
+            self.workers,
+        )
+
+    def _row_identity(self, context_tokens: int) -> Row:
         return {
-            "run_id": run_id,
-            "model": results.model_name(self.settings.model_id),
+            "run_id": self.meta["run_id"],
+            "model": self.meta["model"],
             "attn": self.settings.attn_impl,
             "kv_mode": self.settings.kv_mode,
             "context_tokens": context_tokens,
         }
 
-    def _run_context(
-        self,
-        model: PreTrainedModel,
-        context_tokens: int,
-        files: results.RunFiles,
-        done: set[tuple[int, int]],
-    ) -> float | None:
-        """Run what is not done of one context length; returns the time of its warm-up."""
-        batches = list(self._batches(context_tokens))
-        open_requests = [n for n in range(len(batches)) if (context_tokens, n) not in done]
-        known_oom = any(r.get("oom") for r in files.rows if r["context_tokens"] == context_tokens)
-        if not open_requests or known_oom:
-            return None
-        warmup_ms = None
-        identity = self._identity(files.meta["run_id"], context_tokens)
-        with _progress() as progress:
-            bar = progress.add_task(f"{context_tokens:,}", total=len(batches), speed="")
-            progress.advance(bar, len(batches) - len(open_requests))
-            for request in open_requests:
-                batch = batches[request]
-                row_identity = identity | {"batch_size": len(batch), "request": request}
-                try:
-                    if warmup_ms is None:
-                        warmup_ms = self._warm_up(model, batch)
-                    result = self._request(model, [prompt for _, prompt in batch])
-                except torch.OutOfMemoryError as error:
-                    files.add(results.failed_row(row_identity, error, oom=True))
-                    notice(
-                        f"out of GPU memory at {context_tokens} tokens; the rest of it is skipped"
-                    )
-                    break
-                samples = scored_samples(
-                    self.task,
-                    batch,
-                    result,
-                    self.source.tokenizer,
-                    prompt_is_raw=not self.builder.chat_template,
-                    compared=list(self.choice_tokens),
-                    has_quality=not self.source.is_random,
-                )
-                figures = self.attention.figures() if self.attention else {}
-                row = results.request_row(row_identity | figures, result, samples)
-                files.add(row)
-                progress.update(bar, advance=1, speed=f"{row['tok_per_s']:.1f} tokens/s")
-        if files.rows[-1].get("oom"):
-            # Outside the handler, where the error no longer holds the tensors.
-            gc.collect()
-            torch.cuda.empty_cache()
-        return warmup_ms
+    def _context_summary(
+        self, context_tokens: int, rows: Sequence[Row], timing: dict[str, Any]
+    ) -> Summary:
+        about = self._row_identity(context_tokens) | {
+            "quant_mode": self.settings.quant_mode,
+            "weights_gb": self.weights_gb,
+            "kv_scope": self.settings.kv_scope,
+            "first_token_before_pruning": self.pruning is not None
+            and self.settings.kv_scope == "prompt",
+            **timing,
+        }
+        return results.context_summary(
+            about,
+            rows,
+            self.task.score_names,
+            groups=self.task.groups,
+            chance=self.task.chance,
+            seed=self.settings.seed,
+        )
 
-    def _batches(self, context_tokens: int) -> Iterator[list[tuple[Sample, Prompt]]]:
-        truncate, size = self.settings.truncate, self.settings.batch_size
-        pairs = [
-            (sample, prompt)
-            for sample in self.samples[context_tokens]
-            if (prompt := self.builder.build(sample.parts, context_tokens, truncate)) is not None
+    def _keep_what_is_there(self, files: RunFiles, summaries: Sequence[Summary]) -> None:
+        """Write summaries of an interrupted run, and say how to go on with it."""
+        at = len(summaries)
+        rest = [
+            self._context_summary(context_tokens, rows, {})
+            for context_tokens in self.settings.contexts[at:]
+            if (rows := [row for row in files.rows if row["context_tokens"] == context_tokens])
         ]
-        if len(pairs) < len(self.samples[context_tokens]):
-            left_out = len(self.samples[context_tokens]) - len(pairs)
-            notice(f"{left_out} samples do not fit {context_tokens} tokens and are left out")
-        for first in range(0, len(pairs), size):
-            yield pairs[first : first + size]
+        if self.workers.is_first:
+            files.write_summaries([*summaries, *rest])
+            notice(
+                f"interrupted: {len(files.rows)} new requests are kept in {files.journal}; the "
+                f"same command with RESUME=1 goes on"
+            )
+        files.release()
 
-    def _warm_up(self, model: PreTrainedModel, batch: Sequence[tuple[Sample, Prompt]]) -> float:
-        began = time.perf_counter()
-        for _ in range(self.settings.warmup):
-            self._request(model, [prompt for _, prompt in batch])
-        return (time.perf_counter() - began) * 1e3
-
-    def _request(self, model: PreTrainedModel, prompts: Sequence[Prompt]) -> Generation:
-        batch = self.source.tokenizer.pad(
-            {"input_ids": [prompt.input_ids for prompt in prompts]}, return_tensors="pt"
-        )
-        input_ids = batch["input_ids"]
-        if self.source.is_random:
-            # The borrowed tokenizer may know more tokens than the shape has.
-            input_ids = input_ids % self.source.config.vocab_size
-        return generate(
-            model,
-            input_ids,
-            batch["attention_mask"],
-            backend=self.attention or self.settings.attn_impl,
-            max_new_tokens=self.settings.max_new_tokens,
-            pruning=self.pruning,
-            stop_tokens=self.stop_tokens,
-            question_tokens=[prompt.question_tokens for prompt in prompts]
-            if self.settings.kv_scope == "context"
-            else None,
-            kv_bits=quantized.BITS.get(self.settings.kv_quant),
-            choice_tokens=list(self.choice_tokens.values()),
-        )
-
-    def _summary(
-        self, files: results.RunFiles, summaries: Sequence[results.Summary]
-    ) -> results.Summary:
+    def _summary(self, rows: Sequence[Row], summaries: Sequence[Summary]) -> Summary:
         quality = {
             name: {str(s["context_tokens"]): s[name] for s in summaries}
             for name in (*self.task.score_names, "answered_pct", "evidence_kept_pct")
         }
         return {
-            "run_id": files.meta["run_id"],
-            "n_requests": len(files.rows),
-            "n_failed": sum(not row["success"] for row in files.rows),
-            "n_oom": sum(bool(row.get("oom")) for row in files.rows),
+            "run_id": self.meta["run_id"],
+            "n_requests": len(rows),
+            "n_failed": sum(not row["success"] for row in rows),
+            "n_oom": sum(bool(row.get("oom")) for row in rows),
             "weights_gb": self.weights_gb,
             **quality,
         }
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("context {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=stderr,
-    )

@@ -80,6 +80,12 @@ class Settings:
     device_map: Annotated[str, MinLen(1)] = variable(
         "auto", "where the model goes: `auto`, `cpu`, `cuda`, `cuda:1`, `balanced`, ..."
     )
+    tp_plan: str = variable(
+        "none",
+        "`auto`: torchrun's processes hold a part of the model each, instead of a share of the "
+        "samples",
+        choices=("none", "auto"),
+    )
     trust_remote_code: bool = variable(False, "run Python code that comes with a model")
     dataset_id: Annotated[str, MinLen(1)] = variable(
         "synthetic",
@@ -107,6 +113,17 @@ class Settings:
     )
     resume: bool = variable(
         False, "go on with an unfinished run of the same settings in LOGDIR", changes_results=False
+    )
+    skip_done: bool = variable(
+        False,
+        "end at once where LOGDIR has a finished run of these settings",
+        changes_results=False,
+    )
+    oom: str = variable(
+        "skip",
+        "after running out of GPU memory: skip the rest of that context length, stop before longer "
+        "ones too, or retry with half the batch",
+        choices=("skip", "stop", "retry_smaller_batch"),
     )
     wandb_mode: str = variable(
         "online",

@@ -41,9 +41,16 @@ def _no_questions() -> Iterator[None]:
 class Tracker:
     """One W&B run, or nothing at all."""
 
-    def __init__(self, settings: Settings, meta: dict[str, Any], score_names: Sequence[str]):
+    def __init__(
+        self,
+        settings: Settings,
+        meta: dict[str, Any],
+        score_names: Sequence[str],
+        *,
+        writes: bool = True,
+    ):
         self._score_names = (*score_names, "answered_pct", "evidence_kept_pct")
-        self._run = self._start(settings, meta)
+        self._run = self._start(settings, meta) if writes else None
 
     def _start(self, settings: Settings, meta: dict[str, Any]) -> Any:
         if settings.wandb_mode == "disabled":
@@ -89,7 +96,8 @@ class Tracker:
             if field:
                 for member, scores in value.items():
                     figures[f"quality/{name}/{member}"] = scores[score]
-        self._run.log(figures)
+        with self._may_fail():
+            self._run.log(figures)
 
     def _group(self, name: str) -> str | None:
         if name in self._score_names:
@@ -107,6 +115,23 @@ class Tracker:
         table = wandb.Table(columns=list[str | int](columns))
         for row in rows:
             table.add_data(*(row.get(name) for name in columns))
-        self._run.log({"per_request_metrics": table})
-        self._run.summary.update(summary)
-        self._run.finish()
+        with self._may_fail():
+            self._run.log({"per_request_metrics": table})
+            self._run.summary.update(summary)
+            self._run.finish()
+
+    def interrupted(self) -> None:
+        """Close the run as one that did not end."""
+        if self._run is not None:
+            with self._may_fail():
+                self._run.finish(exit_code=1)
+
+    @contextmanager
+    def _may_fail(self) -> Iterator[None]:
+        """W&B can die in the middle of a run, in ways of its own; the run goes on without it."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            notice(f"W&B failed ({reason}); from here on this run is logged to files only")
+            self._run = None

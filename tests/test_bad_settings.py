@@ -9,7 +9,7 @@ import pytest
 import narrativeqa_eval
 from longctx import runner
 from longctx.config import SettingError
-from tests.test_run import ROOT, environ, run
+from tests.runs import ROOT, environ, run
 
 pytestmark = pytest.mark.model
 

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from longctx import results, statistics
+from longctx.run_files import RunFiles
 
 
 def meta(fingerprint="f"):
@@ -10,43 +11,48 @@ def meta(fingerprint="f"):
 
 
 def test_a_row_is_on_disk_at_once_and_the_journal_goes_at_the_end(tmp_path):
-    files = results.RunFiles.start(tmp_path, meta())
+    files = RunFiles.start(tmp_path, meta())
     files.add({"context_tokens": 8, "request": 0, "success": True})
     lines = files.journal.read_text().splitlines()
     assert [json.loads(line) for line in lines][1]["request"] == 0
     files.write_summaries([{"context_tokens": 8}])
-    files.finish([{"context_tokens": 8}], {"n": 1})
+    files.finish(files.rows, [{"context_tokens": 8}], {"n": 1})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.jsonl", "run_full.json"]
     full = json.loads(files.full_path.read_text())
     assert set(full) == {"run_meta", "ctx_summaries", "rows", "summary"}
 
 
 def test_two_runs_in_one_second_have_two_names(tmp_path):
-    first = results.RunFiles.start(tmp_path, meta())
-    second = results.RunFiles.start(tmp_path, meta())
+    first = RunFiles.start(tmp_path, meta())
+    second = RunFiles.start(tmp_path, meta())
     assert first.journal != second.journal
     assert second.meta["run_id"] == "run-2"
-    first.finish([], {})
-    assert results.RunFiles.start(tmp_path, meta()).meta["run_id"] == "run-3"
+    first.finish([], [], {})
+    assert RunFiles.start(tmp_path, meta()).meta["run_id"] == "run-3"
 
 
 @pytest.mark.parametrize("tail", ["", '{"request": 2, "succ', "\x00\x00", "not json\n"])
-def test_resume_finds_whole_rows_and_drops_a_torn_one(tmp_path, tail):
-    files = results.RunFiles.start(tmp_path, meta())
+def test_resume_finds_whole_rows_and_sets_a_torn_one_aside(tmp_path, tail):
+    files = RunFiles.start(tmp_path, meta())
     for request in range(2):
         files.add({"context_tokens": 8, "request": request, "text": "line\u2028separator \ud800"})
     with open(files.journal, "a") as journal:
         journal.write(tail)
-    assert results.RunFiles.unfinished(tmp_path, "other") is None
-    found = results.RunFiles.unfinished(tmp_path, "f")
+    assert RunFiles.unfinished(tmp_path, "other") is None
+    assert RunFiles.unfinished(tmp_path, "f") is None  # the first one is still busy with it
+    files.release()
+    found = RunFiles.unfinished(tmp_path, "f")
     assert [row["request"] for row in found.rows] == [0, 1]
+    aside = found.journal.with_suffix(".corrupt")
+    assert (aside.read_text() if tail else "") == tail
     found.add({"context_tokens": 8, "request": 2})
-    again = results.RunFiles.unfinished(tmp_path, "f")
+    found.release()
+    again = RunFiles.unfinished(tmp_path, "f")
     assert [row["request"] for row in again.rows] == [0, 1, 2]
 
 
 def test_what_is_not_a_number_becomes_null(tmp_path):
-    files = results.RunFiles.start(tmp_path, meta())
+    files = RunFiles.start(tmp_path, meta())
     files.add({"value": float("nan"), "list": [float("inf"), 1 / 3]})
     row = json.loads(files.journal.read_text().splitlines()[1])
     assert row == {"value": None, "list": [None, 0.333333]}

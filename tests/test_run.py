@@ -6,52 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 import narrativeqa_eval
-from longctx import config, runner
-
-ROOT = Path(__file__).parents[1]
-TIMINGS = ("_ms", "_per_s", "ms_per_token", "load_s", "wall_s", "run_id", "latency")
+from longctx import config, requests, runner
+from tests.runs import ROOT, environ, run, without_timings
 
 pytestmark = pytest.mark.model
-
-
-def environ(tiny_folder, logdir, **changes):
-    settings = {
-        "MODEL_ID": str(tiny_folder),
-        "DATASET_ID": "synthetic",
-        "ATTN_IMPL": "sdpa",
-        "DTYPE": "float32",
-        "N_SAMPLES": "5",
-        "CONTEXTS": "200,300",
-        "MAX_NEW_TOKENS": "6",
-        "WANDB_MODE": "disabled",
-        "CHAT_TEMPLATE": "off",
-        "LOGDIR": str(logdir),
-    } | changes
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def run(tiny_folder, logdir, **changes):
-    settings, environment = config.read(
-        narrativeqa_eval.TASK.settings, environ(tiny_folder, logdir, **changes)
-    )
-    return runner.Run(narrativeqa_eval.TASK, settings, environment).execute()
-
-
-def without_timings(value):
-    if isinstance(value, dict):
-        return {
-            key: without_timings(item)
-            for key, item in value.items()
-            if not any(word in key for word in TIMINGS)
-        }
-    if isinstance(value, list):
-        return [without_timings(item) for item in value]
-    return value
 
 
 def test_results_have_every_fixed_key(tiny_folder, tmp_path):
@@ -217,12 +179,12 @@ def test_out_of_memory_is_a_result(tiny_folder, tmp_path, monkeypatch, capsys):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB")
         return real(model, input_ids, *arguments, **options)
 
-    real = runner.generate
-    monkeypatch.setattr(runner, "generate", generate)
+    real = requests.generate
+    monkeypatch.setattr(requests, "generate", generate)
     full = run(tiny_folder, tmp_path, CONTEXTS="300,200")
     failed, good = full["ctx_summaries"]
     assert failed["n_oom"] == failed["n_failed"] == failed["n_requests"] == 1
     assert failed["ttft_ms_p50"] is None
     assert good["n_failed"] == 0
-    assert full["rows"][0]["error"].startswith("CUDA out of memory")
+    assert full["rows"][0]["error"].startswith("OutOfMemoryError: CUDA out of memory")
     assert "out of memory" in capsys.readouterr().out

@@ -12,16 +12,15 @@ from longctx import config, runner
 from longctx.config import SettingError
 from longctx.prompts import PromptBuilder
 from longctx.task import samples_by_context
-from tests.test_run import environ, without_timings
+from tests import runs
+from tests.runs import environ, without_timings
 
 pytestmark = pytest.mark.model
 LETTERS = ["A", "B", "C", "D"]
 
 
 def run(script, tiny_folder, logdir, **changes):
-    values = environ(tiny_folder, logdir, **changes)
-    settings, environment = config.read(script.TASK.settings, values)
-    return runner.Run(script.TASK, settings, environment).execute()
+    return runs.run(tiny_folder, logdir, script, **changes)
 
 
 def test_hotpotqa_by_type_and_evidence(tiny_folder, tmp_path, capsys):
@@ -138,6 +137,7 @@ def test_resume_and_unequal_batches(tiny_folder, tmp_path, script):
     files = runner.Run(script.TASK, *config.read(script.TASK.settings, values))._files()
     for row in unbroken["rows"][:2]:
         files.add(row | {"run_id": files.meta["run_id"]})
+    files.release()
     resumed = run(script, tiny_folder, broken, RESUME="1", **settings)
     assert len(resumed["rows"]) == 6
     assert without_timings(resumed["ctx_summaries"]) == without_timings(unbroken["ctx_summaries"])
