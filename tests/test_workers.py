@@ -73,7 +73,7 @@ def test_two_machines_that_share_no_folder(tiny_folder, tmp_path):
                 f"--node_rank={rank}",
                 "--master_addr=127.0.0.1",
                 f"--master_port={port}",
-            ),  # fmt: skip
+            ),
             **settings,
         )
         for rank in (0, 1)
