@@ -260,7 +260,7 @@ def test_thirty_kills_lose_no_finished_row_and_repeat_none(tiny_folder, tmp_path
     broken = tmp_path / "broken"
     values = environ(tiny_folder, broken, RESUME="1", **settings)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_faults"])
+    context.set_forkserver_preload(["tests.preload"])
     rng, rows, kills = random.Random(0), [], 0
     while kills < 30:
         child = context.Process(target=_killed_child, args=(values,))
