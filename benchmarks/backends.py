@@ -25,7 +25,7 @@ import narrativeqa_eval
 from kv_compression import attention
 from longctx import config, quantization
 from longctx.console import notice, stdout
-from longctx.report import figure
+from longctx.tables import figure
 from longctx.runner import Run
 
 Cell = tuple[str, str, str]  # quantization, KV mode, backend

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from longctx import report
+from longctx import tables
 from longctx.console import stdout
 
 
@@ -17,8 +17,8 @@ def main() -> None:
         runs = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     except (OSError, json.JSONDecodeError) as error:
         parser.error(str(error))
-    stdout.print(report.table_of(runs))
-    report.print_paths(files)
+    stdout.print(tables.table_of(runs))
+    tables.print_paths(files)
 
 
 if __name__ == "__main__":

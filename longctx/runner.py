@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from kv_compression import quantized
 from kv_compression.generation import Generation, generate, stop_token_ids
-from longctx import config, data, environment, metrics, models, preflight, report, results
+from longctx import config, data, environment, metrics, models, preflight, results, tables
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, stderr, stdout
 from longctx.prompts import Prompt
@@ -97,9 +97,9 @@ class Run:
         }
         full = files.finish(summaries, summary)
         tracker.finish(files.rows, summary)
-        stdout.print(report.table_of([full]))
-        report.print_predictions(full)
-        report.print_paths([files.summaries_path, files.full_path])
+        stdout.print(tables.table_of([full]))
+        tables.print_predictions(full)
+        tables.print_paths([files.summaries_path, files.full_path])
         return full
 
     def _files(self) -> results.RunFiles:

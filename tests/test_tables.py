@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from longctx import report
+from longctx import tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +30,7 @@ def printed(table):
 
 
 def test_table_shows_figures_intervals_and_what_sets_runs_apart():
-    text = printed(report.table_of([run_of(), run_of("l2")]))
+    text = printed(tables.table_of([run_of(), run_of("l2")]))
     assert "[bold]x" in text
     assert "sdpa, none, bnb4" in text
     assert "sdpa, l2 0.5 (context), bnb4" in text
@@ -40,7 +40,7 @@ def test_table_shows_figures_intervals_and_what_sets_runs_apart():
 
 
 def test_out_of_memory_is_shown():
-    text = printed(report.table_of([run_of(n_oom=1, total_count=0, ttft_ms_p50=None)]))
+    text = printed(tables.table_of([run_of(n_oom=1, total_count=0, ttft_ms_p50=None)]))
     assert "out of memory" in text
 
 
@@ -50,7 +50,7 @@ def test_predictions_cannot_steer_the_terminal(capsys):
     }  # fmt: skip
     run = run_of()
     run["rows"] = [{"success": True, "context_tokens": 512, "samples": [sample]}]
-    report.print_predictions(run)
+    tables.print_predictions(run)
     output = capsys.readouterr().out
     assert "\x1b]" not in output
     assert "[red]text[/red]" in output
