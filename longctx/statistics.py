@@ -101,7 +101,7 @@ def sign_flip_p(differences: Sequence[float], seed: int) -> float:
 
 
 def mcnemar_p(gains: int, losses: int) -> float:
-    """Two-sided exact p of McNemar's test, of 0/1 scores in pairs (binomial over those that differ).
+    """Two-sided exact p of McNemar's test: binomial over the pairs of 0/1 scores that differ.
 
     gains, losses: samples that only the one or only the other answers right.
     """
