@@ -125,7 +125,8 @@ def compare(files: list[Path]) -> None:
         print_line(
             f"Intervals are 95%, over samples or requests as if these were independent; questions "
             f"about one book,\nand times of another run, vary more. Of {n_tests} tests, "
-            f"{n_tests * 0.05:.1f} are expected to show\na difference (p < 0.05) where there is none."
+            f"{n_tests * 0.05:.1f} are expected to show\na difference (p < 0.05) without there "
+            f"being one."
         )
     tables.print_paths(files)
 

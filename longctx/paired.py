@@ -25,7 +25,7 @@ class ScoreDifference:
 
     def sentence(self) -> str:
         """What the interval and the test together say, in plain words. Higher is better."""
-        means = f"{self.reference:.3f} -> {self.other:.3f}"
+        means = f"{self.reference:.3f} -> {self.other:.3f}, n = {self.n}"
         if self.interval is None:
             return f"{means}: one sample says nothing about a difference"
         low, high = self.interval
@@ -164,27 +164,36 @@ def cost_ratios(
         for run in (reference, other)
     )
     shared = [key for key in first if key in second]
-    rows = (
-        ([first[key] for key in shared], [second[key] for key in shared])
-        if shared
-        else (list(first.values()), list(second.values()))
-    )
     ratios = []
     for name, unit, key, decimals, more, less in _COSTS:
-        before, after = ([row.get(key) for row in mine] for mine in rows)
-        if shared:  # a row with one new token has no decode step
-            pairs = [pair for pair in zip(before, after, strict=True) if None not in pair]
-            before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        medians = [
-            statistics.percentile([value for value in values if value is not None], 50)
-            for values in (before, after)
-        ]
-        if not medians[0] or medians[1] is None:
-            continue
-        interval = statistics.ratio_interval(before, after, seed) if shared else None
-        ratios.append(CostRatio(name, unit, decimals, more, less, medians[0], medians[1], interval))
+        interval = None
+        if shared:
+            # A row with one new token has no decode step.
+            pairs = [
+                (before, after)
+                for request in shared
+                if (before := first[request].get(key)) and (after := second[request].get(key))
+            ]
+            sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            interval = statistics.ratio_interval(*sides, seed)
+        else:
+            sides = (
+                [value for row in first.values() if (value := row.get(key))],
+                [value for row in second.values() if (value := row.get(key))],
+            )
+        medians = [statistics.percentile(side, 50) for side in sides]
+        if medians[0] is not None and medians[1] is not None:
+            ratios.append(
+                CostRatio(name, unit, decimals, more, less, medians[0], medians[1], interval)
+            )
     return ratios
 
 
-"rows"] if row["context_tokens"] == context_tokens)
+def _request(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a request was about; the same in two runs when they made the same batches."""
+    return tuple(sample["sample_id"] for sample in row["samples"])
+
+
+def _good_rows(run: dict[str, Any], context_tokens: int) -> list[dict[str, Any]]:
+    rows = (row for row in run["rows"] if row["context_tokens"] == context_tokens)
     return [row for row in rows if row["success"]]
