@@ -46,7 +46,7 @@ class ScoreDifference:
             if bound >= self.reference
             else f"a loss of more than {bound:.3f} can be excluded"
         )
-        return f"no difference can be seen: {numbers}; {excluded}"
+        return f"no difference can be seen, {excluded}: {numbers}"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.table import Table
 from longctx.console import printable, stdout
 
 # Label, key of the context summary, decimals.
-_COSTS = (
+COSTS = (
     ("TTFT, ms", "ttft_ms_p50", 1),
     ("decode, ms/token", "ms_per_token_decode_p50", 2),
     ("decode, tokens/s", "tok_per_s_decode_p50", 1),
@@ -24,7 +24,7 @@ _SHOWN_CHARACTERS = 100
 def table_of(runs: Sequence[dict[str, Any]]) -> Table:
     """Full results side by side: for each figure a line a run, a column a context length."""
     names = list(dict.fromkeys(name for run in runs for name in run["run_meta"]["score_names"]))
-    figures = (*_COSTS, *((name, name, 3) for name in names), ("answered, %", "answered_pct", 1))
+    figures = (*COSTS, *((name, name, 3) for name in names), ("answered, %", "answered_pct", 1))
     contexts = sorted({s["context_tokens"] for run in runs for s in run["ctx_summaries"]})
     table = Table(title=escape(runs[0]["run_meta"]["model"]), title_justify="left")
     table.add_column("p50; mean [95%]")
