@@ -1,13 +1,6 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 from rich.console import Console
 
 from longctx import tables
-
-ROOT = Path(__file__).parents[1]
 
 
 def run_of(kv_mode="none", **changes):
@@ -54,19 +47,3 @@ def test_predictions_cannot_steer_the_terminal(capsys):
     output = capsys.readouterr().out
     assert "\x1b]" not in output
     assert "[red]text[/red]" in output
-
-
-def test_compare_is_a_command(tmp_path):
-    paths = []
-    for name in ("none", "l2"):
-        paths.append(tmp_path / f"{name}_full.json")
-        paths[-1].write_text(json.dumps(run_of(name)))
-
-    def compare(*files):
-        command = [sys.executable, "-m", "longctx.compare", *map(str, files)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    done = compare(*paths)
-    assert done.returncode == 0
-    assert all(str(path) in done.stdout for path in paths)
-    assert compare(tmp_path / "missing.json").returncode == 2
