@@ -100,3 +100,8 @@ def _cell(summary: dict[str, Any] | None, key: str, decimals: int) -> str:
 def figure(value: object, decimals: int) -> str:
     """A number as tables show it; a dash for what was not measured."""
     return f"{value:,.{decimals}f}" if isinstance(value, (int, float)) else "-"
+
+
+def guessing(summary: dict[str, Any]) -> float | None:
+    """The `em` of guessing, where the measured one cannot be told from it."""
+    return summary.get("chance") if summary.get("em_told_from_chance") is False else None

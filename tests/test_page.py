@@ -193,11 +193,57 @@ def test_table_sorts_filters_and_chooses(opened, tmp_path):
 
 
 @needs_browser
+def test_a_point_tells_its_run_and_chooses_it(opened, tmp_path):
+    runs = {f"r{n}": full_results([0.5, n / 9], run_id=f"m_{n}") for n in range(3)}
+    chromium = opened(write(tmp_path, **runs))
+    assert chromium.run("document.getElementById('tooltip').hidden")
+    box = "document.querySelectorAll('.point .shape')[2].getBoundingClientRect()"
+    x, y = (
+        chromium.run(f"{box}.{side} + {box}.{size} / 2")
+        for side, size in (("x", "width"), ("y", "height"))
+    )
+    chromium.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    shown = chromium.run("document.getElementById('tooltip').innerText")
+    assert "sdpa, none, 2" in shown
+    assert "meteor: 0.361 [0.100, 0.900]" in shown
+    assert "KV cache, GB: 0.5000" in shown
+    for kind in ("mousePressed", "mouseReleased"):
+        chromium.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    chips = chromium.run("[...document.querySelectorAll('.chip strong')].map((n) => n.textContent)")
+    assert chips == ["sdpa, none, 0", "sdpa, none, 2"]
+    # The keyboard's place is kept.
+    assert chromium.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+    chromium.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter")
+    assert chromium.run("document.activeElement.getAttribute('aria-pressed')") == "false"
+    assert chromium.run("document.querySelectorAll('.chip').length") == 1
+
+
+@needs_browser
 def test_out_of_memory_random_weights_and_one_run(opened, tmp_path):
     run = full_results([None, None], summary={"ttft_ms_p50": None})
     chromium = opened(write(tmp_path, a=run))
-    assert "out of memory" in " ".join(cells(chromium, 3))
+    assert "out of memory" in " ".join(cells(chromium, 3) + cells(chromium, 4))
     assert chromium.run("document.querySelector('#charts').textContent").startswith("No run")
+
+
+@needs_browser
+def test_scores_without_any_cost(opened, tmp_path):
+    nothing = dict.fromkeys(("ttft_ms_p50", "ms_per_token_decode_p50", "kv_cache_gb"))
+    chromium = opened(write(tmp_path, a=full_results([0.5, 0.2], summary=nothing)))
+    assert "No cost was measured" in chromium.run("document.querySelector('#charts').textContent")
+
+
+@needs_browser
+def test_a_score_that_may_be_guessed_is_marked(opened, tmp_path):
+    def run(told):
+        guessing = {"chance": 0.25, "em_told_from_chance": told}
+        return full_results([1, 0, 0], score_names=["em"], summary=guessing)
+
+    chromium = opened(write(tmp_path, a=run(False), b=run(True)))
+    texts = chromium.run("[...document.querySelectorAll('.guessing')].map((n) => n.textContent)")
+    assert texts == ["not told from guessing, 0.25"]
+    text = flat.markdown([(tmp_path, run(told)) for told in (False, True)])
+    assert text.count("(cannot be told from guessing, 0.25)") == 1
 
 
 @needs_browser

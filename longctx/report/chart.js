@@ -78,7 +78,7 @@ function lefts(points, x, costColumn, plot) {
 }
 
 /** The chart of points {row, score, interval, cost}; `look(run)` gives {colour, shape}. */
-function drawChart(points, scoreColumn, costColumn, width, look, chosen, choose) {
+function drawChart(points, scoreColumn, costColumn, width, look, choose) {
   const plot = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: HEIGHT - MARGIN.bottom };
   const x = axis(points.map((point) => point.cost), plot.left, plot.right, true);
   const heights = points.flatMap((point) => [point.score, ...(point.interval || [])]);
@@ -110,12 +110,23 @@ function drawChart(points, scoreColumn, costColumn, width, look, chosen, choose)
     svg("path", { class: "front", d: `${stairs.join("")}H${plot.right}` }),
     ...points.map((point) => {
       const place = { left: left.get(point), y, onFront: front.includes(point) };
-      return mark(point, place, look(point.run), chosen(point.row.run), choose, scoreColumn, costColumn);
+      return mark(point, place, look(point.run), choose, scoreColumn, costColumn);
     }),
   );
 }
 
-function mark(point, place, { colour, shape }, isChosen, choose, scoreColumn, costColumn) {
+const runOfPoint = new WeakMap();
+
+/** Show which points are of chosen runs; the points stay, and with them the keyboard's place. */
+function markChosen(isChosen) {
+  for (const node of document.querySelectorAll(".point")) {
+    const chosen = isChosen(runOfPoint.get(node));
+    node.classList.toggle("chosen", chosen);
+    node.setAttribute("aria-pressed", String(chosen));
+  }
+}
+
+function mark(point, place, { colour, shape }, choose, scoreColumn, costColumn) {
   const { left, y, onFront } = place;
   const paint = `var(--c${colour})`;
   const interval = intervalText(point.interval, scoreColumn.decimals);
@@ -128,9 +139,8 @@ function mark(point, place, { colour, shape }, isChosen, choose, scoreColumn, co
   const node = svg(
     "g",
     {
-      class: `point${isChosen ? " chosen" : ""}`, tabindex: "0", role: "button",
+      class: "point", tabindex: "0", role: "button",
       "aria-label": [point.run.label, ...lines].join("; "),
-      "aria-pressed": String(isChosen),
       click: () => choose(point.row.run),
       keydown: (event) => {
         if (event.key === "Enter" || event.key === " ") {
@@ -151,6 +161,7 @@ function mark(point, place, { colour, shape }, isChosen, choose, scoreColumn, co
     svg("path", { class: "shape", d: SHAPES[shape], fill: paint, stroke: paint,
       transform: `translate(${left} ${y.at(point.score)})` }),
   );
+  runOfPoint.set(node, point.row.run);
   return node;
 }
 

@@ -88,6 +88,8 @@ def _figure(summary: dict[str, Any], key: str, decimals: int) -> str:
     interval = summary.get(f"{key}_ci95")
     if interval is not None:
         text += f" [{', '.join(tables.figure(bound, decimals) for bound in interval)}]"
+    if key == "em" and (chance := tables.guessing(summary)) is not None:
+        text += f" (cannot be told from guessing, {chance:g})"
     return text
 
 

@@ -38,8 +38,7 @@ function main() {
   function choose(run) {
     chosen = isChosen(run) ? chosen.filter((other) => other !== run) : [...chosen, run].slice(-MOST_CHOSEN);
     view.shown = PAGE;
-    hideTooltip();
-    draw();
+    drawChosen();
   }
 
   function drawFilters() {
@@ -66,12 +65,14 @@ function main() {
       const { task, device } = runOf(row);
       const key = JSON.stringify([task, row.data, device, row.context_tokens]);
       const name = `${task}, ${figure(row.context_tokens, 0)} tokens, ${row.n} samples, ${device}`;
-      if (!found.has(key) || !found.get(key).rows[0].n) {
-        found.set(key, { key, name, rows: found.has(key) ? found.get(key).rows : [] });
-      }
+      if (!found.has(key)) found.set(key, { key, name, rows: [] });
+      // A run that was out of memory knows of no samples; another one does.
+      if (row.n && !found.get(key).rows.some((other) => other.n)) found.get(key).name = name;
       found.get(key).rows.push(row);
     }
-    return [...found.values()];
+    const all = [...found.values()];
+    const isUsed = (name) => all.filter((scope) => scope.name === name).length > 1;
+    return all.map((scope) => ({ ...scope, name: isUsed(scope.name) ? `${scope.name}, data ${scope.rows[0].data}` : scope.name }));
   }
 
   const scores = data.columns.filter((column) => column.cost === false);
@@ -102,6 +103,7 @@ function main() {
     );
     byId("charts").replaceChildren(...chart.costs.map((wanted, place) => {
       const cost = measured.find(({ key }) => key === wanted) || measured[place] || measured[0];
+      if (!cost) return html("p", { class: "empty" }, "No cost was measured in the runs that are shown.");
       const points = rows
         .filter((row) => row.figures[score.key] !== undefined && row.figures[cost.key] !== undefined)
         .map((row) => ({
@@ -111,10 +113,11 @@ function main() {
       return html("figure", {},
         select("cost", measured.map(({ key, label }) => [key, label]), cost.key, (value) => { chart.costs[place] = value; drawCharts(); }),
         points.length
-          ? drawChart(points, score, cost, width, look, isChosen, choose)
+          ? drawChart(points, score, cost, width, look, choose)
           : html("p", { class: "empty" }, "Not measured in the runs that are shown."));
     }));
     drawLegend(rows.map(runOf));
+    markChosen(isChosen);
   }
 
   function drawLegend(runs) {
@@ -130,13 +133,19 @@ function main() {
   }
 
   function draw() {
-    table.update(isVisible, isChosen);
+    table.show(isVisible);
     const visible = data.rows.filter(isVisible);
     byId("count").textContent =
       `${figure(visible.length, 0)} of ${figure(data.rows.length, 0)} rows, p50 over requests (GPU peak: p95) and mean scores ` +
       "with 95% intervals. Click a heading to sort, tick up to four runs to see them side by side.";
+    hideTooltip();
     drawCharts();
-    showDetails(byId("details"), data, chosen, view, choose, draw);
+  }
+
+  function drawChosen() {
+    table.markChosen(isChosen);
+    markChosen(isChosen);
+    showDetails(byId("details"), data, chosen, view, choose, drawChosen);
   }
 
   /** A run with the full cache and one that is otherwise the same, so that there is a comparison to look at. */
@@ -158,6 +167,7 @@ function main() {
   drawFilters();
   chosen = firstChoice();
   draw();
+  drawChosen();
   new ResizeObserver(() => drawCharts()).observe(byId("charts"));
 }
 

@@ -88,6 +88,7 @@ def _data(runs: Runs, samples: int) -> dict[str, Any]:
                     "data": data_names[number, context_tokens],
                     "n": summary["total_count"],
                     "oom": bool(summary["n_oom"]),
+                    "guessing": tables.guessing(summary),
                     "figures": _figures(summary, [column["key"] for column in columns]),
                 }
             )

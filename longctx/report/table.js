@@ -3,7 +3,7 @@
 
 const ROWS_SHOWN = 200;
 
-/** {node, update(isVisible, isChosen)}: `choose(run)` is called for a row that is ticked. */
+/** {node, show(isVisible), markChosen(isChosen)}: `choose(run)` is called for a row that is ticked. */
 function runTable(data, choose) {
   const columns = tableColumns(data);
   const body = html("tbody");
@@ -45,10 +45,12 @@ function runTable(data, choose) {
 
   return {
     node: html("div", {}, html("table", {}, html("thead", {}, html("tr", {}, ...heads)), body), more),
-    update(isVisible, isChosen) {
+    show(isVisible) {
       visible = isVisible;
       limit = ROWS_SHOWN;
       show();
+    },
+    markChosen(isChosen) {
       for (const { row, node, box } of lines) {
         node.classList.toggle("chosen", isChosen(row.run));
         box.checked = isChosen(row.run);
@@ -70,12 +72,13 @@ function tableColumns(data) {
   const measured = (key) => data.rows.some((row) => row.figures[key] !== undefined);
   return [
     { ...ofRun("label", "run"), first: true },
-    ...["task", "model", "dtype", "device"].filter(several).map((key) => ofRun(key, key)),
+    ...["task", "model"].filter(several).map((key) => ofRun(key, key)),
     { key: "context_tokens", label: "context", decimals: 0, value: (row) => row.context_tokens },
     { key: "n", label: "samples", decimals: 0, value: (row) => row.n },
     ...data.columns.filter((column) => measured(column.key)).map((column) => ({
       ...column, measured: true, value: (row) => row.figures[column.key],
     })),
+    ...["dtype", "device"].filter(several).map((key) => ofRun(key, key)),
   ];
 }
 
@@ -95,7 +98,10 @@ function tableRow(row, data, columns, choose) {
     if (failed) return html("td", { class: "number oom" }, "out of memory");
     const interval = intervalText(row.figures[`${column.key}_ci95`], column.decimals);
     return html("td", { class: "number" }, text,
-      interval ? html("span", { class: "interval" }, interval) : null);
+      interval ? html("span", { class: "interval" }, interval) : null,
+      column.key === "em" && row.guessing !== null
+        ? html("div", { class: "guessing" }, `not told from guessing, ${row.guessing}`)
+        : null);
   });
   return { row, box, node: html("tr", {}, ...cells) };
 }
