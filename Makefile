@@ -1,14 +1,17 @@
 # make setup   virtual environment, packages, WordNet, built-in model
 # make demo    NarrativeQA on the built-in model and stories, pruned and not, compared
+# make demo-all  all three scripts on the built-in model and synthetic data
 # make test    lint, types and tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-DEMO := MODEL_ID=smollm2-135m DATASET_ID=synthetic CONTEXTS=512,1024,2048 N_SAMPLES=6 \
-	MAX_NEW_TOKENS=16 ATTN_IMPL=sdpa DEVICE_MAP=auto WANDB_MODE=disabled LOGDIR=logs/demo
+ON_BUILTIN := MODEL_ID=smollm2-135m DATASET_ID=synthetic ATTN_IMPL=sdpa DEVICE_MAP=auto \
+	WANDB_MODE=disabled
+DEMO := $(ON_BUILTIN) CONTEXTS=512,1024,2048 N_SAMPLES=6 MAX_NEW_TOKENS=16 LOGDIR=logs/demo
+DEMO_ALL := $(ON_BUILTIN) CONTEXTS=512,1024 N_SAMPLES=8 LOGDIR=logs/demo-all
 
-.PHONY: setup demo test lint gpu-test clean
+.PHONY: setup demo demo-all test lint gpu-test clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +34,13 @@ demo: $(VENV)/.ready
 	KV_MODE=l2 KEEP_RATIO=0.5 PRUNE_AFTER=256 $(DEMO) $(BIN)/python narrativeqa_eval.py
 	$(BIN)/python -m longctx.compare logs/demo/*KVnone*_full.json logs/demo/*KVl2*_full.json
 
+demo-all: $(VENV)/.ready
+	rm -rf logs/demo-all
+	MAX_NEW_TOKENS=16 $(DEMO_ALL) $(BIN)/python narrativeqa_eval.py
+	MAX_NEW_TOKENS=32 $(DEMO_ALL) $(BIN)/python hotpotqa_eval.py
+	ANSWER_MODE=generate MAX_NEW_TOKENS=32 $(DEMO_ALL) $(BIN)/python longbench_kv_eval.py
+	ANSWER_MODE=loglikelihood $(DEMO_ALL) $(BIN)/python longbench_kv_eval.py
+
 $(VENV)/.dev: $(VENV)/.ready requirements-dev.txt
 	$(BIN)/pip install --disable-pip-version-check -q -r requirements-dev.txt
 	touch $@
@@ -39,6 +49,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=6 --score=n *_eval.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
@@ -47,4 +58,4 @@ gpu-test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
 
 clean:
-	rm -rf $(VENV) logs/demo
+	rm -rf $(VENV) logs/demo logs/demo-all

@@ -7,8 +7,10 @@ context, decoding is greedy, and every score is the best over the references.
 from dataclasses import dataclass
 from typing import Any
 
-from longctx import metrics, synthetic
+from longctx import synthetic
+from longctx.answers import free_text
 from longctx.config import variable
+from longctx.metrics import overlap
 from longctx.prompts import Parts
 from longctx.runner import main
 from longctx.settings import Settings, redefault
@@ -43,20 +45,9 @@ def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -
             f"Question: {question['text'].strip()}\n\nAnswer:",
         ),
         references=[answer["text"] for answer in record["answers"]],
+        evidence=question.get("evidence", []),
         extra=extra,
     )
-
-
-def answer(text: str, prompt_is_raw: bool) -> str:
-    """The prediction in a model's text.
-
-    After a raw prompt a model writes on, so one line counts: the first that is no lead-in, such as
-    "The answer is:".
-    """
-    if not prompt_is_raw:
-        return text.strip()
-    lines = (line.strip() for line in text.split("\n"))
-    return next((line for line in lines if line and not line.endswith(":")), "")
 
 
 TASK = Task(
@@ -64,10 +55,10 @@ TASK = Task(
     settings=NarrativeQASettings,
     sample=sample,
     synthesize=synthetic.stories,
-    answer=answer,
-    score=metrics.score,
-    score_names=metrics.SCORE_NAMES,
-    check_scores=metrics.check,
+    answer=free_text,
+    score=overlap.score,
+    score_names=overlap.SCORE_NAMES,
+    check_scores=overlap.check,
 )
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def pass_keys(context_tokens: int, count: int, builder: PromptBuilder) -> Iterat
         said = f"The pass key is {key}. Remember it."
         before = "There is important information hidden in the following text. Find it.\n\n"
         after = "\n\nWhat is the pass key? The pass key is"
-        fixed = builder.fixed_tokens(Parts(before, "", f"{said}\n\n{after}"))
+        # Tokens at the seams may come apart: a few less of the story than fit.
+        fixed = builder.fixed_tokens(Parts(before, "", f"{said}\n\n{after}")) + 4
         (record,) = synthetic.stories(number, 1, context_tokens - fixed, builder.count_tokens)
         sentences = re.split(r"(?<=\.) ", record["document"]["text"])
         sentences.insert(round((number + 0.5) / count * len(sentences)), said)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kv_compression.attention import use_attention
+from kv_compression.attention import Backend, use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
 from kv_compression.mlp import mlp_in_row_chunks
@@ -29,6 +29,7 @@ class Generation:
     stored_tokens: the same in tokens, for each layer.
     peak_prefill_bytes, peak_decode_bytes, peak_reserved_bytes: GPU memory; None without a GPU.
     kernels: names of the attention kernels that ran, under "prefill" and "decode".
+    choice_log_probs: for each row, log-probabilities of `choice_tokens` as its first new token.
     """
 
     new_tokens: list[list[int]]
@@ -43,6 +44,7 @@ class Generation:
     peak_decode_bytes: int | None
     peak_reserved_bytes: int | None
     kernels: dict[str, list[str]]
+    choice_log_probs: list[list[float]]
 
 
 def stop_token_ids(
@@ -110,17 +112,18 @@ def generate(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    backend: str,
+    backend: str | Backend,
     max_new_tokens: int,
     pruning: Pruning | None = None,
     stop_tokens: Collection[int] = (),
     question_tokens: Sequence[int] | None = None,
     kv_bits: int | None = None,
+    choice_tokens: Sequence[int] = (),
 ) -> Generation:
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
     input_ids, attention_mask: (B, S), padded on the left.
-    backend: one of `attention.names()`.
+    backend: one of `attention.names()`, or an object that does what they do.
     pruning: None keeps every token: then, as with `keep_ratio=1`, the tokens are those of
         `model.generate(do_sample=False)`.
     question_tokens: for each row, how many of its last tokens are not pruned but processed in one
@@ -129,6 +132,8 @@ def generate(
         prompt's cache, and pruning shows from the second on.
     kv_bits: 8 or 4 stores what is kept of the prompt in so many bits (see `quantized`); None in
         the model's own dtype.
+    choice_tokens: tokens whose log-probabilities as the first new token are wanted, of a softmax
+        over the whole vocabulary in float32.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet.
@@ -155,7 +160,7 @@ def generate(
     seen_tokens = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
     def step(tokens: torch.Tensor, padding: Sequence[int] | None = None) -> torch.Tensor:
-        """Next token of each row, (B,), after `tokens` (B, Q), of which `padding` come first."""
+        """Logits of what follows, (B, V), after `tokens` (B, Q), of which `padding` come first."""
         nonlocal seen_tokens
         index = torch.arange(tokens.shape[1], device=device)[None]
         if padding is not None:
@@ -171,14 +176,15 @@ def generate(
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        return logits[:, -1].argmax(dim=-1)
+        return logits[:, -1]
 
     with use_attention(model, backend, cache) as kernels, mlp_in_row_chunks(model):
         memory.restart()
         synchronize(devices)
         began = time.perf_counter()
         for tokens, padding in chunks:
-            next_token = step(tokens, padding)
+            first_logits = step(tokens, padding)
+        next_token = first_logits.argmax(dim=-1)
         answers = [[token] for token in next_token.tolist()]
         first_known = time.perf_counter()
         synchronize(devices)
@@ -190,7 +196,7 @@ def generate(
         for _ in range(max_new_tokens - 1):
             if all(answer[-1] in stop_tokens for answer in answers):
                 break
-            next_token = step(next_token[:, None])
+            next_token = step(next_token[:, None]).argmax(dim=-1)
             for answer, token in zip(answers, next_token.tolist(), strict=True):
                 if answer[-1] not in stop_tokens:
                     answer.append(token)
@@ -213,4 +219,5 @@ def generate(
         peak_decode_bytes=memory.allocated(),
         peak_reserved_bytes=memory.reserved(),
         kernels={phase: sorted(found) for phase, found in kernels.items()},
+        choice_log_probs=first_logits.float().log_softmax(dim=-1)[:, list(choice_tokens)].tolist(),
     )

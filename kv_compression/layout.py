@@ -1,12 +1,13 @@
 """Which keys each query sees, from three numbers: starts, query length, stored length."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-_BLOCK = 128  # FlexAttention's block size
+BLOCK = 128  # FlexAttention's block size, in tokens
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,43 @@ class Layout:
             own = q_idx + offset
             return (kv_idx <= own) & (kv_idx >= starts[batch]) | (kv_idx == own)
 
-        first_query = torch.arange(0, self.query_len, _BLOCK, device=self.device)[:, None] + offset
-        last_query = (first_query + _BLOCK - 1).clamp(max=self.stored_len - 1)
-        first_key = torch.arange(0, self.stored_len, _BLOCK, device=self.device)
-        last_key = first_key + _BLOCK - 1
+        first_query = torch.arange(0, self.query_len, BLOCK, device=self.device)[:, None] + offset
+        last_query = (first_query + BLOCK - 1).clamp(max=self.stored_len - 1)
+        first_key = torch.arange(0, self.stored_len, BLOCK, device=self.device)
+        last_key = first_key + BLOCK - 1
         begins = starts[:, None, None]
         touched = (first_key <= last_query) & (last_key >= begins)
         touched |= (first_key <= last_query) & (last_key >= first_query)
         # A block that reaches beyond the last key, or holds queries beyond the last one, needs the
         # mask function.
         whole = (last_key <= first_query) & (first_key >= begins)
-        whole &= (first_query + _BLOCK <= self.stored_len) & (last_key < self.stored_len)
-        return BlockMask.from_kv_blocks(
-            *_ordered(touched & ~whole),
-            *_ordered(whole),
-            BLOCK_SIZE=_BLOCK,
-            mask_mod=causal if self.starts is None else causal_from_start,
-            seq_lengths=(self.query_len, self.stored_len),
+        whole &= (first_query + BLOCK <= self.stored_len) & (last_key < self.stored_len)
+        return block_mask(
+            touched,
+            whole,
+            causal if self.starts is None else causal_from_start,
+            (self.query_len, self.stored_len),
         )
+
+
+def block_mask(
+    touched: torch.Tensor,
+    whole: torch.Tensor,
+    mask_mod: Callable[..., torch.Tensor],
+    lengths: tuple[int, int],
+) -> BlockMask:
+    """A FlexAttention block mask for `lengths` of queries and keys.
+
+    touched, whole: (B, query blocks, key blocks) bool; a block is computed when it is touched, and
+        without `mask_mod` when it is whole: every pair in it visible, none beyond the lengths.
+    """
+    return BlockMask.from_kv_blocks(
+        *_ordered(touched & ~whole),
+        *_ordered(whole),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=mask_mod,
+        seq_lengths=lengths,
+    )
 
 
 def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,7 +43,8 @@ def check_same_samples(reference: FullResults, other: FullResults, names: Names)
         for name in ("DATASET_ID", "SPLIT", "N_SAMPLES", "CONTEXTS", "SEED", "USE_SUMMARY")
         if first["variables"].get(name) != second["variables"].get(name)
     ]
-    why = f"{' and '.join(varied) or 'data or code'} differ"
+    why = f"{' and '.join(varied) or 'data, prompts or code'} differ"
+    prompts = "agree"
     for context_tokens, ids in shared.items():
         one, two = (paired.samples_at(run, context_tokens) for run in (reference, other))
         if any(paired.identity(one[key]) != paired.identity(two[key]) for key in ids):
@@ -51,9 +52,12 @@ def check_same_samples(reference: FullResults, other: FullResults, names: Names)
                 f"other samples than those of {names[0]} ({why}); compare runs of the same data"
             )
             raise SettingError(f"{names[1]}: data_fingerprint", second["data_fingerprint"], problem)
+        lengths = ("prompt_tokens", "dropped_tokens")
+        if any(one[key].get(name) != two[key].get(name) for key in ids for name in lengths):
+            prompts = "differ"
     notice(
         f"{names[1]}: another data_fingerprint than {names[0]} ({why}); ids, references and "
-        f"lengths of the shared samples agree"
+        f"documents' lengths of the shared samples agree, their prompts' lengths {prompts}"
     )
 
 

@@ -6,13 +6,13 @@ parameters, in their own files, as fields with the same metadata. `os.environ` i
 place.
 """
 
+import argparse
 import dataclasses
 import difflib
 import importlib
 import os
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -42,13 +42,13 @@ def variable(
     help: str,
     *,
     choices: Choices | None = None,
-    unused_when: tuple[str, str] | None = None,
+    unused_when: tuple[str, ...] | None = None,
     changes_results: bool = True,
 ) -> Any:
     """A field that an environment variable sets.
 
     choices: the values allowed, or a function that lists them.
-    unused_when: (other variable, value) with which this one has no effect.
+    unused_when: (other variable, value, ...): with any of these this one has no effect.
     changes_results: whether two runs that differ in it may differ in their figures.
     """
     metadata = {
@@ -70,7 +70,7 @@ class Variable:
     default: Any
     help: str
     choices: tuple[str, ...] | None
-    unused_when: tuple[str, str] | None
+    unused_when: tuple[str, ...] | None
     changes_results: bool
     owner: tuple[str, str] | None
     """(variable, value) of the KV method or quantization that it belongs to."""
@@ -105,7 +105,7 @@ def text_of(value: Any) -> str:
     """A value as one would write it in the shell."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return ",".join(map(str, value))
     return "" if value is None else str(value)
 
@@ -200,10 +200,21 @@ def read(
         condition = known.unused_when
         if known.owner is not None and values[known.owner[0]] != known.owner[1]:
             condition = (known.owner[0], values[known.owner[0]])
-        if known.name in is_set and condition and values[condition[0]] == condition[1]:
-            notice(f"{known.name} has no effect with {condition[0]}={condition[1]}")
+        if known.name in is_set and condition and values[condition[0]] in condition[1:]:
+            notice(f"{known.name} has no effect with {condition[0]}={values[condition[0]]}")
     own = {known.field: values[known.name] for known in declared if known.owner is None}
     return cls(**own), Environment(values, is_set, declared)
+
+
+def without_settings(cls: type) -> dict[str, str]:
+    """The process's environment for a command that is told its settings in another way.
+
+    Settings of `cls` that can change a figure are left out, with a notice for each.
+    """
+    left_out = {known.name for known in variables(cls) if known.changes_results}
+    for name in sorted(left_out & set(os.environ)):
+        notice(f"{name}={os.environ[name]} of the environment is not passed on")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def _warn_of_misspellings(environ: Mapping[str, str], known: list[str]) -> None:
@@ -228,14 +239,38 @@ def help_text(cls: type) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(cls: type) -> str:
-    """The same table for the README."""
-    lines = ["| variable | default | meaning |", "|---|---|---|"]
-    for known in variables(cls):
-        default = f"`{text_of(known.default)}`" if text_of(known.default) else ""
-        meaning = description(known).replace("|", "\\|")
-        lines.append(f"| `{known.name}` | {default} | {meaning} |")
-    return "\n".join(lines)
+def markdown_tables(scripts: Mapping[str, type]) -> str:
+    """The README's tables: the variables that `scripts` share, then those in which they differ.
+
+    scripts: settings classes by the name of their script.
+    """
+    declared = [{known.name: known for known in variables(cls)} for cls in scripts.values()]
+    shared, differing = [], []
+    for name in dict.fromkeys(name for mine in declared for name in mine):
+        defaults = [_default(mine, name) for mine in declared]
+        meaning = description(next(mine[name] for mine in declared if name in mine))
+        if len(set(defaults)) == 1:
+            shared.append((f"`{name}`", defaults[0], meaning))
+        else:
+            differing.append((f"`{name}`", *defaults, meaning))
+    tables = [_markdown(("variable", "default", "meaning"), shared)]
+    if differing:
+        names = (f"`{name}`" for name in scripts)
+        tables.append(_markdown(("variable", *names, "meaning"), differing))
+    return "\n\n".join(tables)
+
+
+def _default(declared: Mapping[str, Variable], name: str) -> str:
+    if name not in declared:
+        return "-"
+    text = text_of(declared[name].default)
+    return f"`{text}`" if text else ""
+
+
+def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [heading, ["---"] * len(heading), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def description(known: Variable) -> str:
@@ -246,9 +281,11 @@ def description(known: Variable) -> str:
 
 
 def main() -> None:
-    """Print the README's table: `python -m longctx.config narrativeqa_eval`."""
-    script = importlib.import_module(sys.argv[1])
-    print(markdown_table(script.TASK.settings))
+    """Print the README's tables: `python -m longctx.config narrativeqa_eval ...`."""
+    parser = argparse.ArgumentParser(prog="python -m longctx.config", description=main.__doc__)
+    parser.add_argument("scripts", nargs="+", metavar="SCRIPT")
+    names = parser.parse_args().scripts
+    print(markdown_tables({name: importlib.import_module(name).TASK.settings for name in names}))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def find(dataset_id: str, split: str, dataset_config: str | None = None) -> Sour
 def read(settings: Settings) -> list[Record]:
     """The first N_SAMPLES records of DATASET_ID. Raises SettingError when they cannot be had."""
     dataset_id = settings.dataset_id
-    source = find(dataset_id, settings.split)
+    source = find(dataset_id, settings.split, settings.dataset_config)
     records = list(itertools.islice(source.records(), settings.n_samples))
     if not records:
         raise SettingError("DATASET_ID", dataset_id, NO_RECORDS)

@@ -98,9 +98,8 @@ def samples_at(run: dict[str, Any], context_tokens: int) -> dict[str, dict[str, 
 
 
 def identity(sample: dict[str, Any]) -> tuple[Any, ...]:
-    """What is known of a sample apart from its answer; the lengths are in the model's tokens."""
-    lengths = (sample.get(f"{name}_tokens") for name in ("document", "prompt", "dropped"))
-    return (sample["sample_id"], *sample["references"], *lengths)
+    """What is known of a sample apart from its prompt and answer; tokens are the model's."""
+    return (sample["sample_id"], *sample["references"], sample.get("document_tokens"))
 
 
 def shared_samples(reference: dict[str, Any], other: dict[str, Any]) -> dict[int, list[str]]:

@@ -14,7 +14,7 @@ from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
 from longctx.settings import Settings
-from longctx.task import Task
+from longctx.task import Sample, Task
 
 
 def choose_backend(settings: Settings, environ: Environment) -> Settings:
@@ -78,15 +78,40 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
     )
 
 
-def prompt_builder(settings: Settings, source: ModelSource) -> PromptBuilder:
+def prompt_builder(task: Task, settings: Settings, source: ModelSource) -> PromptBuilder:
     """With or without the tokenizer's chat template. Raises SettingError."""
     has_template = source.tokenizer.chat_template is not None
     if settings.chat_template == "on" and not has_template:
         raise SettingError("CHAT_TEMPLATE", "on", f"{settings.model_id} has no chat template")
+    prefers_raw = source.prefers_raw_prompts and not task.needs_chat_turn
     use_template = settings.chat_template == "on" or (
-        settings.chat_template == "auto" and has_template and not source.prefers_raw_prompts
+        settings.chat_template == "auto" and has_template and not prefers_raw
     )
     return PromptBuilder(source.tokenizer, use_template)
+
+
+def choice_tokens(
+    task: Task, settings: Settings, builder: PromptBuilder, sample: Sample
+) -> dict[str, int]:
+    """The tokens of the answers that are compared; empty where answers are generated.
+
+    sample: any one; all have the cue in common. Raises SettingError.
+    """
+    tokens: dict[str, int] = {}
+    for answer in task.compared_answers(settings):
+        token = builder.answer_token(sample.parts, answer)
+        if token is None or token in tokens.values():
+            problem = f"is not a token of its own after {sample.parts.cue!r} in this tokenizer"
+            raise SettingError(
+                "MODEL_ID", settings.model_id, f"{answer!r} {problem}; use ANSWER_MODE=generate"
+            )
+        tokens[answer] = token
+    if tokens and settings.kv_mode != "none" and settings.kv_scope == "prompt":
+        notice(
+            "with KV_SCOPE=prompt the first new token comes from the full cache, and no other is "
+            "read: pruning cannot show; KV_SCOPE=context makes it count"
+        )
+    return tokens
 
 
 def check_scores(task: Task) -> None:

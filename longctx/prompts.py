@@ -11,22 +11,29 @@ _MAX_FITTING_STEPS = 12
 
 @dataclass(frozen=True)
 class Parts:
-    """A prompt as text: what stands before the document, the document, what stands after it."""
+    """A prompt as text: what stands before the document, the document, what stands after it.
+
+    cue: text with which the answer begins: it stands behind the chat template's assistant header,
+        or, in a paragraph of its own, at the end of a raw prompt.
+    """
 
     before: str
     document: str
     after: str
+    cue: str = ""
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A prompt in tokens.
 
+    context: the text up to the question: what is left of the document, and what is before it.
     document_tokens: tokens of the whole document; dropped_tokens: how many of them were cut.
     question_tokens: how many of the last tokens stand after the document.
     """
 
     text: str
+    context: str
     input_ids: list[int]
     document_tokens: int
     dropped_tokens: int
@@ -61,6 +68,12 @@ class PromptBuilder:
     def count_tokens(self, text: str) -> int:
         """Tokens of a piece of a document."""
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def answer_token(self, parts: Parts, answer: str) -> int | None:
+        """The token that `answer` is right behind the prompt; None where it is not a single one."""
+        text = self._text(parts, "")
+        *before, token = self._encode(text + answer)
+        return token if before == self._encode(text) else None
 
     def build(self, parts: Parts, context_tokens: int, truncate: str) -> Prompt | None:
         """The longest prompt of at most `context_tokens` tokens.
@@ -102,7 +115,8 @@ class PromptBuilder:
             verbose=False,
         )["offset_mapping"]
         question_tokens = sum(start >= question_at for start, end in offsets if end > start)
-        return Prompt(text, input_ids, document_tokens, dropped_tokens, question_tokens)
+        context = text[:question_at]
+        return Prompt(text, context, input_ids, document_tokens, dropped_tokens, question_tokens)
 
     def _fit(
         self,
@@ -139,11 +153,12 @@ class PromptBuilder:
     def _text(self, parts: Parts, document: str) -> str:
         content = parts.before + document + parts.after
         if not self.chat_template:
-            return content
+            return f"{content}\n\n{parts.cue}" if parts.cue else content
         turn = [{"role": "user", "content": content}]
-        return str(
-            self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        header = self.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True
         )
+        return f"{header}{parts.cue}"
 
     def _encode(self, text: str) -> list[int]:
         # A chat template writes its special tokens itself. Silent: documents are longer than the

@@ -49,7 +49,10 @@ def gigabytes(count: int | None) -> float | None:
 
 
 def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]) -> Row:
-    """Row of a request that succeeded. `identity` holds run_id, model and so on."""
+    """Row of a request that succeeded. `identity` holds run_id, model and so on.
+
+    Where the attention says how many blocks it skips, `block_sparsity_pct` is among them.
+    """
     new_tokens = [len(tokens) for tokens in result.new_tokens]
     total, steps = sum(new_tokens), max(new_tokens) - 1
     decoded = total - len(new_tokens)
@@ -91,9 +94,19 @@ def failed_row(identity: Row, error: BaseException, *, oom: bool) -> Row:
 
 
 def context_summary(
-    identity: Summary, rows: Sequence[Row], score_names: Sequence[str], seed: int
+    identity: Summary,
+    rows: Sequence[Row],
+    score_names: Sequence[str],
+    *,
+    groups: Sequence[str] = (),
+    chance: float | None = None,
+    seed: int,
 ) -> Summary:
-    """Summary of one context length over its rows; figures of failed requests do not exist."""
+    """Summary of one context length over its rows; figures of failed requests do not exist.
+
+    groups: fields of samples; `{score}_by_{field}` then has the score for each of its values.
+    chance: the `em` of guessing, told from the measured one when the interval leaves it out.
+    """
     good = [row for row in rows if row["success"]]
     samples = [sample for row in good for sample in row["samples"]]
     summary: Summary = identity | {"n_requests": len(rows)}
@@ -106,12 +119,27 @@ def context_summary(
         values = [row[measure] for row in good if row[measure] is not None]
         summary[f"{measure}_p95"] = statistics.percentile(values, 95)
     summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in good])
+    sparsity = [row["block_sparsity_pct"] for row in good if "block_sparsity_pct" in row]
+    summary["block_sparsity_pct"] = statistics.mean(sparsity)
     for phase in ("kernel_prefill", "kernel_decode"):
         summary[phase] = "+".join(sorted({row[phase] for row in good} - {""}))
     for name in score_names:
-        scores = [sample[name] for sample in samples if sample[name] is not None]
-        summary[name] = statistics.mean(scores)
-        summary[f"{name}_ci95"] = statistics.mean_interval(scores, seed)
+        summary |= _score(name, samples, seed)
+        for group in groups:
+            members: dict[str, list[dict[str, Any]]] = {}
+            for sample in samples:
+                if sample[group] is not None:
+                    members.setdefault(str(sample[group]).lower(), []).append(sample)
+            summary[f"{name}_by_{group}"] = {
+                value: {"n": len(mine), **_score(name, mine, seed)}
+                for value, mine in sorted(members.items())
+            }
+    if chance is not None:
+        interval = summary["em_ci95"]
+        summary["chance"] = chance
+        summary["em_told_from_chance"] = (
+            None if interval is None else not interval[0] <= chance <= interval[1]
+        )
     answered = [sample["answered"] for sample in samples if sample["answered"] is not None]
     summary["answered_pct"] = 100 * sum(answered) / len(answered) if answered else None
     summary["answered_count"] = sum(answered) if answered else None
@@ -121,7 +149,17 @@ def context_summary(
     summary["prompt_tokens_mean"] = statistics.mean([s["prompt_tokens"] for s in samples])
     summary["dropped_tokens_mean"] = statistics.mean([s["dropped_tokens"] for s in samples])
     summary["n_truncated"] = sum(s["dropped_tokens"] > 0 for s in samples)
+    kept = [s["evidence_kept"] for s in samples if s["evidence_kept"] is not None]
+    summary["evidence_kept_pct"] = 100 * sum(kept) / len(kept) if kept else None
     return summary
+
+
+def _score(name: str, samples: Sequence[dict[str, Any]], seed: int) -> Summary:
+    scores = [sample[name] for sample in samples if sample[name] is not None]
+    return {
+        name: statistics.mean(scores),
+        f"{name}_ci95": statistics.mean_interval(scores, seed),
+    }
 
 
 def fingerprint(values: dict[str, Any], data_fingerprint: str) -> str:

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 
 from kv_compression import quantized
 from kv_compression.generation import Generation, generate, stop_token_ids
-from longctx import config, data, environment, metrics, models, preflight, results, tables
+from longctx import config, data, environment, models, preflight, results, tables
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, stderr, stdout
 from longctx.prompts import Prompt
+from longctx.scoring import scored_samples
 from longctx.settings import Settings
 from longctx.task import Sample, Task, samples_by_context
 from longctx.tracking import Tracker
@@ -45,16 +46,27 @@ class Run:
     def __init__(self, task: Task, settings: Settings, environ: Environment):
         self.task = task
         self.settings = settings = preflight.choose_backend(settings, environ)
-        chosen = {**environ.values, "ATTN_IMPL": settings.attn_impl}
+        if task.compared_answers(settings):
+            # The answer is read from the first new token's probabilities.
+            self.settings = settings = replace(settings, max_new_tokens=1)
+        chosen = {
+            **environ.values,
+            "ATTN_IMPL": settings.attn_impl,
+            "MAX_NEW_TOKENS": settings.max_new_tokens,
+        }
         self.environ = environ = replace(environ, values=chosen)
+        self.attention = task.attention(settings) if task.attention else None
         self.pruning = preflight.pruning(settings, environ)
         self.quantization = environ.quantization()
         preflight.check_machine(settings, self.quantization)
         self.logdir = preflight.writable_folder(settings.logdir)
         self.source = models.find(settings)
         models.check(settings, self.source)
-        self.builder = preflight.prompt_builder(settings, self.source)
+        self.builder = preflight.prompt_builder(task, settings, self.source)
         self.samples = samples_by_context(task, settings, self.builder)
+        self.choice_tokens = preflight.choice_tokens(
+            task, settings, self.builder, self.samples[settings.contexts[0]][0]
+        )
         if not self.source.is_random:
             preflight.check_scores(task)
 
@@ -83,7 +95,14 @@ class Run:
             }
             rows = [row for row in files.rows if row["context_tokens"] == context_tokens]
             summaries.append(
-                results.context_summary(identity, rows, self.task.score_names, self.settings.seed)
+                results.context_summary(
+                    identity,
+                    rows,
+                    self.task.score_names,
+                    groups=self.task.groups,
+                    chance=self.task.chance,
+                    seed=self.settings.seed,
+                )
             )
             files.write_summaries(summaries)
             tracker.context(summaries[-1])
@@ -110,13 +129,7 @@ class Run:
             text
             for samples in lists
             for s in samples
-            for text in (
-                s.sample_id,
-                s.parts.before,
-                s.parts.document,
-                s.parts.after,
-                *s.references,
-            )
+            for text in (s.sample_id, *astuple(s.parts), *s.references, *s.evidence)
         )
         counting = {"task": self.task.name, **self.environ.fingerprint_values()}
         fingerprint = results.fingerprint(counting, data_fingerprint)
@@ -143,6 +156,7 @@ class Run:
             "command": self._command(),
             "variables": dict(self.environ.values),
             "score_names": list(self.task.score_names),
+            "groups": list(self.task.groups),
             "prompt_format": "chat template" if self.builder.chat_template else "raw",
             "n_samples": count,
             "data_fingerprint": data_fingerprint,
@@ -160,7 +174,7 @@ class Run:
             for known in self.environ.declared
             if known.name in self.environ.is_set
         ]
-        return " ".join([*changed, "python", f"{self.task.name}_eval.py"])
+        return " ".join([*changed, "python", self.task.script or f"{self.task.name}_eval.py"])
 
     def _identity(self, run_id: str, context_tokens: int) -> dict[str, Any]:
         return {
@@ -202,8 +216,17 @@ class Run:
                         f"out of GPU memory at {context_tokens} tokens; the rest of it is skipped"
                     )
                     break
-                samples = self._scored(batch, result)
-                row = results.request_row(row_identity, result, samples)
+                samples = scored_samples(
+                    self.task,
+                    batch,
+                    result,
+                    self.source.tokenizer,
+                    prompt_is_raw=not self.builder.chat_template,
+                    compared=list(self.choice_tokens),
+                    has_quality=not self.source.is_random,
+                )
+                figures = self.attention.figures() if self.attention else {}
+                row = results.request_row(row_identity | figures, result, samples)
                 files.add(row)
                 progress.update(bar, advance=1, speed=f"{row['tok_per_s']:.1f} tokens/s")
         if files.rows[-1].get("oom"):
@@ -243,7 +266,7 @@ class Run:
             model,
             input_ids,
             batch["attention_mask"],
-            backend=self.settings.attn_impl,
+            backend=self.attention or self.settings.attn_impl,
             max_new_tokens=self.settings.max_new_tokens,
             pruning=self.pruning,
             stop_tokens=self.stop_tokens,
@@ -251,47 +274,15 @@ class Run:
             if self.settings.kv_scope == "context"
             else None,
             kv_bits=quantized.BITS.get(self.settings.kv_quant),
+            choice_tokens=list(self.choice_tokens.values()),
         )
-
-    def _scored(
-        self, batch: Sequence[tuple[Sample, Prompt]], result: Generation
-    ) -> list[dict[str, Any]]:
-        texts = self.source.tokenizer.batch_decode(
-            result.new_tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        answers = [self.task.answer(text, not self.builder.chat_template) for text in texts]
-        references = [sample.references for sample, _ in batch]
-        if self.source.is_random:
-            scores: list[dict[str, float | None]] = [
-                dict.fromkeys(self.task.score_names) for _ in batch
-            ]
-        else:
-            scores = self.task.score(answers, references)
-        return [
-            {
-                "sample_id": sample.sample_id,
-                "prompt_tokens": len(prompt.input_ids),
-                "document_tokens": prompt.document_tokens,
-                "dropped_tokens": prompt.dropped_tokens,
-                "new_tokens": len(new_tokens),
-                "prediction": answer,
-                "output": text,
-                "references": sample.references,
-                "answered": None if self.source.is_random else metrics.is_answer(answer),
-                **score,
-                **sample.extra,
-            }
-            for (sample, prompt), new_tokens, answer, text, score in zip(
-                batch, result.new_tokens, answers, texts, scores, strict=True
-            )
-        ]
 
     def _summary(
         self, files: results.RunFiles, summaries: Sequence[results.Summary]
     ) -> results.Summary:
         quality = {
             name: {str(s["context_tokens"]): s[name] for s in summaries}
-            for name in (*self.task.score_names, "answered_pct")
+            for name in (*self.task.score_names, "answered_pct", "evidence_kept_pct")
         }
         return {
             "run_id": files.meta["run_id"],

@@ -71,6 +71,7 @@ class _Full(BaseModel):
     rows: list[_Row]
 
 
+_NAMED = 5
 _NUMBER = TypeAdapter(float | None)
 _INTERVAL = TypeAdapter(Annotated[list[float], Len(2, 2)] | None)
 
@@ -98,18 +99,29 @@ def read(path: Path) -> FullResults:
 
 
 def find(paths: Sequence[Path]) -> Iterator[tuple[Path, FullResults]]:
-    """The runs in files and folders, by path; each `.json` file that is none is noted once."""
+    """The runs in files and folders, by path; what is left out is noted once.
+
+    With its reason a file that was named, or whose name is that of full results; other `.json`
+    files in one line.
+    """
     files = {
         file.resolve(): file
         for path in paths
         for file in (path.rglob("*.json") if path.is_dir() else [path])
         if file == path or file.is_file()
     }
+    others = []
     for file in sorted(files.values()):
         try:
             yield file, read(file)
         except UnusableFileError as error:
-            notice(f"left out: {_line(str(file))} {error}")
+            if file in paths or file.name.endswith("_full.json"):
+                notice(f"left out: {_line(str(file))} {error}")
+            else:
+                others.append(_line(str(file)))
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        notice(f"left out, no full results: {', '.join(others[:_NAMED])}{more}")
 
 
 def _finite(text: str) -> float | None:

@@ -12,6 +12,7 @@ from longctx.config import variable
 
 PositiveInt = Annotated[int, Ge(1)]
 NaturalInt = Annotated[int, Ge(0)]
+Contexts = Annotated[tuple[PositiveInt, ...], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Settings:
     )
     n_samples: PositiveInt = variable(100, "samples, the first of the split")
     batch_size: PositiveInt = variable(1, "prompts in one request")
-    contexts: Annotated[tuple[PositiveInt, ...], MinLen(1)] = variable(
+    contexts: Contexts = variable(
         (2048, 4096, 8192, 16384, 32768), "prompt lengths in tokens, question and all included"
     )
     max_new_tokens: PositiveInt = variable(64, "longest answer in tokens")
@@ -85,6 +86,9 @@ class Settings:
         "hub id, a local `.json`, `.jsonl` or `.parquet` file of the same schema, or `synthetic`",
     )
     split: Annotated[str, MinLen(1)] = variable("test", "split of a hub data set")
+    dataset_config: str | None = variable(
+        None, "configuration of a hub data set, where it has several"
+    )
     truncate: str = variable(
         "middle",
         "what a document too long for its context loses, or `skip` to leave the sample out; "
@@ -118,7 +122,10 @@ class Settings:
     )
 
 
-def redefault(name: str, default: Any) -> Any:
-    """The field `name` of Settings with another default, for a script's own Settings."""
+def redefault(name: str, default: Any, **metadata: Any) -> Any:
+    """The field `name` of Settings with another default, for a script's own Settings.
+
+    metadata: arguments of `variable` that change with it.
+    """
     field = next(field for field in dataclasses.fields(Settings) if field.name == name)
-    return dataclasses.field(default=default, metadata=field.metadata)
+    return dataclasses.field(default=default, metadata={**field.metadata, **metadata})

@@ -8,6 +8,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest, bootstrap, norm, permutation_test, t
 
+_CONFIDENCE = 0.95
+_TAIL = (1 - _CONFIDENCE) / 2
 _RESAMPLES = 2000
 
 
@@ -22,17 +24,32 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def mean_interval(values: Sequence[float], seed: int) -> list[float] | None:
-    """95% percentile-bootstrap interval of the mean over samples; None of fewer than two."""
-    if len(values) < 2:
+    """95% interval of the mean of scores from 0 to 1; None of fewer than two.
+
+    Of scores that are all 0 or 1, the exact interval of a proportion (Clopper and Pearson 1934);
+    of others the percentile bootstrap over samples. Scores that are all the same, of which the
+    bootstrap would make an interval of no width, get the proportion of other scores that may have
+    been missed, each as far off as a score can be: at 0 and 1 that is the exact interval again.
+    """
+    count = len(values)
+    if count < 2:
         return None
-    interval = bootstrap(
-        (np.asarray(values, dtype=float),),
-        np.mean,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    if set(values) <= {0, 1}:
+        test = binomtest(round(sum(values)), count)
+        interval = test.proportion_ci(_CONFIDENCE, method="exact")
+    elif len(set(values)) == 1:
+        missed = 1 - _TAIL ** (1 / count)
+        return [(1 - missed) * values[0], (1 - missed) * values[0] + missed]
+    else:
+        interval = bootstrap(
+            (np.asarray(values, dtype=float),),
+            np.mean,
+            n_resamples=_RESAMPLES,
+            confidence_level=_CONFIDENCE,
+            method="percentile",
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return [float(interval.low), float(interval.high)]
 
 
@@ -48,7 +65,7 @@ def paired_interval(differences: Sequence[float], seed: int) -> list[float] | No
     if count < 2:
         return None
     if len(set(differences)) == 1:
-        missed = 1 - 0.025 ** (1 / count)
+        missed = 1 - _TAIL ** (1 / count)
         middle = (1 - missed) * differences[0]
         return [middle - missed, middle + missed]
     values = np.asarray(differences, dtype=float)
@@ -64,7 +81,7 @@ def paired_proportion_interval(gains: int, losses: int, count: int) -> list[floa
     """
     if count < 2:
         return None
-    z = float(norm.ppf(0.975))
+    z = float(norm.isf(_TAIL))
 
     def surplus(difference: float, side: int) -> float:
         """Tango's statistic beyond `side` * z, rising with the estimate's distance."""
@@ -129,7 +146,7 @@ def _bootstrap_interval(
     samples: tuple[Any, ...], statistic: Callable[..., Any], count: int, seed: int
 ) -> list[float]:
     """Percentile bootstrap over pairs; its tails are those that a t interval would have."""
-    tail = norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(0.025, count - 1))
+    tail = norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(_TAIL, count - 1))
     interval = bootstrap(
         samples,
         statistic,

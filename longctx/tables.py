@@ -16,39 +16,91 @@ COSTS = (
     ("latency, ms", "latency_ms_p50", 1),
     ("KV cache, GB", "kv_cache_gb", 4),
     ("GPU peak, GB", "peak_gpu_mem_gb_p95", 2),
+    ("blocks skipped, %", "block_sparsity_pct", 1),
 )
+Figure = tuple[str, tuple[str, ...], int]  # label, path in the context summary, decimals
+
+_NOT_TOLD = "\N{DAGGER}"
 _SHOWN_PREDICTIONS = 3
 _SHOWN_CHARACTERS = 100
 
 
 def table_of(runs: Sequence[dict[str, Any]]) -> Table:
     """Full results side by side: for each figure a line a run, a column a context length."""
-    names = list(dict.fromkeys(name for run in runs for name in run["run_meta"]["score_names"]))
-    figures = (*COSTS, *((name, name, 3) for name in names), ("answered, %", "answered_pct", 1))
-    contexts = sorted({s["context_tokens"] for run in runs for s in run["ctx_summaries"]})
+    summaries = [summary for run in runs for summary in run["ctx_summaries"]]
+    contexts = sorted({summary["context_tokens"] for summary in summaries})
     table = Table(title=escape(runs[0]["run_meta"]["model"]), title_justify="left")
     table.add_column("p50; mean [95%]")
     if len(runs) > 1:
         table.add_column("run")
     for context_tokens in contexts:
         table.add_column(f"{context_tokens:,}", justify="right")
-    for name, key, decimals in figures:
-        if all(s.get(key) is None and not s["n_oom"] for run in runs for s in run["ctx_summaries"]):
-            continue  # GPU memory on a CPU, quality of random weights
+    for name, path, decimals in figures_of(runs):
         for place, run in enumerate(runs):
             at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
-            cells = [_cell(at.get(length), key, decimals) for length in contexts]
+            cells = [cell(at.get(length), path, decimals) for length in contexts]
             run_label = [escape(label(run["run_meta"]))] if len(runs) > 1 else []
             table.add_row("" if place else name, *run_label, *cells)
         if len(runs) > 1:
             table.add_section()
+    chance = next((guessing(s) for s in summaries if guessing(s) is not None), None)
+    if chance is not None:
+        table.caption = f"{_NOT_TOLD} cannot be told from guessing, {chance:g}"
+        table.caption_justify = "left"
     return table
+
+
+def figures_of(runs: Sequence[dict[str, Any]]) -> list[Figure]:
+    """The figures that any of the runs has; the path of a group's score has several parts."""
+    figures = (
+        *((name, (key,), decimals) for name, key, decimals in COSTS),
+        *_score_figures(runs),
+        ("answered, %", ("answered_pct",), 1),
+        ("evidence kept, %", ("evidence_kept_pct",), 1),
+    )
+    summaries = [summary for run in runs for summary in run["ctx_summaries"]]
+    # Others: GPU memory on a CPU, quality of random weights.
+    return [
+        known
+        for known in figures
+        if any(_value(s, known[1]) is not None or s["n_oom"] for s in summaries)
+    ]
+
+
+def _score_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Each score, then its groups'."""
+    figures: dict[tuple[str, ...], str] = {}
+    for run in runs:
+        meta = run["run_meta"]
+        for score in meta["score_names"]:
+            figures.setdefault((score,), score)
+            for group in meta.get("groups", ()):
+                key = f"{score}_by_{group}"
+                for value in sorted({v for s in run["ctx_summaries"] for v in s[key]}):
+                    label = f"  {group.replace('_', ' ')}: {value}"
+                    figures.setdefault((key, value, score), label)
+    return [(label, path, 3) for path, label in figures.items()]
+
+
+def guessing(summary: dict[str, Any]) -> float | None:
+    """The `em` of guessing, where the measured one cannot be told from it."""
+    return summary.get("chance") if summary.get("em_told_from_chance") is False else None
+
+
+def _value(summary: dict[str, Any], path: tuple[str, ...], suffix: str = "") -> Any:
+    """What stands at `path`; `suffix` belongs to its last key."""
+    *groups, key = path
+    for group in groups:
+        summary = summary.get(group, {})
+    return summary.get(key + suffix)
 
 
 def label(meta: dict[str, Any]) -> str:
     """What sets a run apart, short."""
     values = meta["variables"]
     parts = [values["ATTN_IMPL"], values["KV_MODE"]]
+    if "MASK_TYPE" in values:
+        parts[0] += f" {values['MASK_TYPE']}"
     if values["KV_MODE"] != "none":
         kept = values.get("KEEP_TOKENS") or f"{values['KEEP_RATIO']:g}"
         parts[-1] += f" {kept}"
@@ -85,23 +137,19 @@ def print_paths(paths: Sequence[object]) -> None:
         stdout.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _cell(summary: dict[str, Any] | None, key: str, decimals: int) -> str:
+def cell(summary: dict[str, Any] | None, path: tuple[str, ...], decimals: int) -> str:
+    """A figure of a context summary, with its interval, as tables show it."""
     if summary is None:
         return ""
     if summary["n_oom"] and not summary["total_count"]:
         return "out of memory"
-    interval = summary.get(f"{key}_ci95")
-    text = figure(summary.get(key), decimals)
-    if interval is None:
-        return text
-    return text + rf" \[{figure(interval[0], decimals)}, {figure(interval[1], decimals)}]"
+    interval = _value(summary, path, "_ci95")
+    text = figure(_value(summary, path), decimals)
+    if interval is not None:
+        text += rf" \[{figure(interval[0], decimals)}, {figure(interval[1], decimals)}]"
+    return f"{text} {_NOT_TOLD}" if path == ("em",) and guessing(summary) is not None else text
 
 
 def figure(value: object, decimals: int) -> str:
     """A number as tables show it; a dash for what was not measured."""
     return f"{value:,.{decimals}f}" if isinstance(value, (int, float)) else "-"
-
-
-def guessing(summary: dict[str, Any]) -> float | None:
-    """The `em` of guessing, where the measured one cannot be told from it."""
-    return summary.get("chance") if summary.get("em_told_from_chance") is False else None

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from kv_compression.attention import Backend
 from longctx import data
 from longctx.config import SettingError
 from longctx.prompts import ContextTooShortError, Parts, PromptBuilder
@@ -14,12 +15,26 @@ _SYNTHETIC = "synthetic"
 
 @dataclass(frozen=True)
 class Sample:
-    """One question of a data set. `extra` goes into the results as it is."""
+    """One question of a data set.
+
+    evidence: texts of the document that the answer rests on; empty where the data set names none.
+    choices: the answers to choose from, by letter; empty where the answer is free.
+    extra: goes into the results as it is.
+    """
 
     sample_id: str
     parts: Parts
     references: list[str]
+    evidence: list[str] = field(default_factory=list)
+    choices: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+class ReportingBackend(Backend, Protocol):
+    """An attention backend that has something to say about each request."""
+
+    def figures(self) -> dict[str, float]:
+        """Figures of the last request, for its row in the results."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +43,39 @@ class Task:
 
     settings: the script's Settings class.
     sample: a record of the data set, its number and the settings -> a Sample. KeyError, TypeError,
-        IndexError and AttributeError mean that the record is not of the data set's schema.
+        ValueError, IndexError and AttributeError mean that the record is not of the data set's
+        schema.
     synthesize: (seed, count, document_tokens, count_tokens) -> records of DATASET_ID=synthetic.
-    answer: the model's text and whether the prompt was raw -> the prediction.
+    answer: the model's text, its sample and whether the prompt was raw -> the prediction, empty
+        for none.
     score: predictions and their references -> scores by name, one dict a sample.
     score_names: the names, in the order of the tables.
     check_scores: raises when a score could not be computed later.
+    needs_chat_turn: the prompt is an instruction, which a model may not answer at all unless it
+        stands in a chat turn: CHAT_TEMPLATE=auto then goes by the tokenizer alone.
+    groups: fields of the results' samples by whose values scores are reported too.
+    attention: settings -> the backend in place of the one that ATTN_IMPL names. Raises SettingError
+        for settings that it cannot meet.
+    script: where the script is, from the project's root; None stands for `{name}_eval.py`.
+    chance: the score `em` that guessing would give; None where it cannot be known.
+    compared_answers: settings -> answers of which the most probable one after the prompt is the
+        prediction, so that nothing is generated; none to generate.
     """
 
     name: str
     settings: type[Settings]
     sample: Callable[[dict[str, Any], int, Any], Sample]
     synthesize: Callable[[int, int, int, Callable[[str], int]], list[dict[str, Any]]]
-    answer: Callable[[str, bool], str]
+    answer: Callable[[str, Sample, bool], str]
     score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
     score_names: tuple[str, ...]
-    check_scores: Callable[[], None]
+    check_scores: Callable[[], None] = lambda: None
+    needs_chat_turn: bool = False
+    groups: tuple[str, ...] = ()
+    attention: Callable[[Any], ReportingBackend] | None = None
+    script: str | None = None
+    chance: float | None = None
+    compared_answers: Callable[[Any], tuple[str, ...]] = lambda _settings: ()
 
 
 def samples_by_context(
@@ -73,8 +105,11 @@ def _parse(task: Task, settings: Settings, records: list[data.Record]) -> list[S
     for number, record in enumerate(records):
         try:
             samples.append(task.sample(record, number, settings))
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            problem = f"record {number} is not of {task.name}'s schema: no {error}"
+            if not isinstance(samples[-1].parts.document, str):
+                raise TypeError("its document is no text")
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            problem = f"record {number} is not of {task.name}'s schema: {what}"
             raise SettingError("DATASET_ID", settings.dataset_id, problem) from error
     return samples
 

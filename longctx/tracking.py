@@ -20,6 +20,7 @@ _GROUP_OF_PREFIX = {
     "tok_per_s": "throughput",
     "peak_": "memory",
     "kv_cache_gb": "memory",
+    "block_sparsity_pct": "latency",
 }
 
 _INIT_TIMEOUT_S = 20
@@ -41,7 +42,7 @@ class Tracker:
     """One W&B run, or nothing at all."""
 
     def __init__(self, settings: Settings, meta: dict[str, Any], score_names: Sequence[str]):
-        self._score_names = (*score_names, "answered_pct")
+        self._score_names = (*score_names, "answered_pct", "evidence_kept_pct")
         self._run = self._start(settings, meta)
 
     def _start(self, settings: Settings, meta: dict[str, Any]) -> Any:
@@ -84,6 +85,10 @@ class Tracker:
             group = self._group(name)
             if group and isinstance(value, (int, float)):
                 figures[f"{group}/{name}"] = value
+            score, _, field = name.partition("_by_")
+            if field:
+                for member, scores in value.items():
+                    figures[f"quality/{name}/{member}"] = scores[score]
         self._run.log(figures)
 
     def _group(self, name: str) -> str | None:

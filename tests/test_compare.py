@@ -177,7 +177,11 @@ def test_another_fingerprint_is_refused_unless_the_shared_samples_are_known_to_a
     few = full_results(GOOD[:5], data_fingerprint="g", variables={"N_SAMPLES": 5})
     notes = run_compare(tmp_path, capsys, a=full_results(GOOD), b=few).err
     assert "another data_fingerprint than a_full.json (N_SAMPLES differ)" in notes
-    for key, value in (("references", ["x"]), ("document_tokens", 1), ("dropped_tokens", 7)):
+    assert "their prompts' lengths agree" in notes
+    few["rows"][4]["samples"][0]["prompt_tokens"] -= 1
+    notes = run_compare(tmp_path, capsys, a=full_results(GOOD), b=few).err
+    assert "their prompts' lengths differ" in notes
+    for key, value in (("references", ["x"]), ("document_tokens", 1)):
         few = full_results(GOOD[:5], data_fingerprint="g", variables={"USE_SUMMARY": True})
         few["rows"][4]["samples"][0][key] = value
         paths = write(tmp_path, a=full_results(GOOD), b=few)

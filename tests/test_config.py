@@ -3,11 +3,16 @@ from pathlib import Path
 
 import pytest
 
+import hotpotqa_eval
+import longbench_kv_eval
 import narrativeqa_eval
 from longctx import config
 from longctx.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = {
+    script.__name__: script for script in (narrativeqa_eval, longbench_kv_eval, hotpotqa_eval)
+}
 
 
 def test_defaults_are_those_of_the_design():
@@ -54,19 +59,21 @@ def test_ordinary_variables_are_not_taken_for_misspelt_ones(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_readme_holds_the_generated_table():
+def test_the_readme_holds_the_generated_tables():
     readme = (ROOT / "README.md").read_text()
-    assert config.markdown_table(narrativeqa_eval.TASK.settings) in readme
+    scripts = {name: script.TASK.settings for name, script in SCRIPTS.items()}
+    assert config.markdown_tables(scripts) in readme
 
 
 def test_the_readmes_one_liners_are_valid_settings():
     readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^((?:[A-Z_0-9]+=\S+ )+)python narrativeqa_eval\.py", readme, re.M)
-    assert len(commands) >= 6
-    for command in commands:
+    found = re.findall(r"^((?:[A-Z_0-9]+=\S+ )+)python (\w+_eval)\.py", readme, re.M)
+    assert {script for _, script in found} == set(SCRIPTS)
+    assert len(found) >= 14
+    for command, script in found:
         pairs = dict(part.split("=", 1) for part in command.split())
-        settings, _ = config.read(narrativeqa_eval.TASK.settings, pairs)
-        assert settings.contexts
+        _, environment = config.read(SCRIPTS[script].TASK.settings, pairs)
+        assert environment.is_set == set(pairs)
 
 
 @pytest.mark.parametrize("name", ["longctx", "kv_compression", "context_histograms"])
@@ -79,6 +86,29 @@ def test_the_environment_is_read_in_one_place(name):
     assert readers == (["config.py"] if name == "longctx" else [])
 
 
-def test_every_variable_is_declared_once():
-    names = [known.name for known in config.variables(narrativeqa_eval.TASK.settings)]
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+def test_every_variable_is_declared_once(script):
+    names = [known.name for known in config.variables(script.TASK.settings)]
     assert len(names) == len(set(names))
+
+
+def test_scripts_are_found_and_short():
+    assert {path.stem for path in ROOT.glob("*_eval.py")} == set(SCRIPTS)
+    for script in SCRIPTS.values():
+        assert len(Path(script.__file__).read_text().splitlines()) < 160
+
+
+def test_defaults_of_the_other_scripts():
+    longbench, _ = config.read(longbench_kv_eval.TASK.settings, {})
+    assert (longbench.dataset_id, longbench.split) == ("zai-org/LongBench-v2", "train")
+    assert (longbench.max_new_tokens, longbench.answer_mode) == (128, "generate")
+    hotpotqa, _ = config.read(hotpotqa_eval.TASK.settings, {})
+    assert hotpotqa.contexts == (512, 2048, 8192)
+    assert (hotpotqa.dataset_id, hotpotqa.dataset_config) == ("hotpotqa/hotpot_qa", "distractor")
+    assert (hotpotqa.split, hotpotqa.max_new_tokens) == ("validation", 32)
+
+
+@pytest.mark.parametrize("name", ["contexts", "max_new_tokens"])
+def test_a_scripts_own_default_is_still_checked(name):
+    with pytest.raises(config.SettingError, match="greater than or equal to 1"):
+        config.read(hotpotqa_eval.TASK.settings, {name.upper(): "0"})

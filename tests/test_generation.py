@@ -265,3 +265,18 @@ def test_built_in_model_gives_the_tokens_of_generate(builtin_folder, builtin_tok
             )
             for row, tokens in enumerate(result.new_tokens):
                 assert expected[row, start : start + len(tokens)].tolist() == tokens
+
+
+def test_log_probabilities_of_choices_are_those_of_the_whole_vocabulary():
+    model = tiny()
+    input_ids, attention_mask = batch([9, 30, 17])
+    result = generate(
+        model, input_ids, attention_mask, backend="sdpa", max_new_tokens=2, choice_tokens=[5, 3, 99]
+    )
+    for row, length in enumerate([9, 30, 17]):
+        logits = model(input_ids[row : row + 1, -length:]).logits[0, -1]
+        expected = logits.log_softmax(dim=-1)[[5, 3, 99]].tolist()
+        assert result.choice_log_probs[row] == pytest.approx(expected, abs=1e-4)
+    plain = generate(model, input_ids, attention_mask, backend="sdpa", max_new_tokens=2)
+    assert plain.choice_log_probs == [[], [], []]
+    assert plain.new_tokens == result.new_tokens

@@ -23,7 +23,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data" / "narrativeqa.jsonl"
     ],
 )
 def test_prediction(text, raw, prediction):
-    assert narrativeqa_eval.answer(text, raw) == prediction
+    assert narrativeqa_eval.TASK.answer(text, None, raw) == prediction
 
 
 @pytest.mark.model

@@ -70,3 +70,23 @@ def test_a_context_shorter_than_the_question_is_an_error(builtin_tokenizer):
         builder.build(
             Parts("one two three", "document", " four five six seven eight nine"), 8, "middle"
         )
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("chat_template", [False, True])
+def test_a_cue_begins_the_answer_and_is_never_cut(builtin_tokenizer, chat_template):
+    builder = PromptBuilder(builtin_tokenizer, chat_template)
+    parts = Parts("B ", "word " * 500, "\nWhich?", cue="The answer is (")
+    prompt = builder.build(parts, 120, "middle")
+    assert len(prompt.input_ids) <= 120
+    assert prompt.text.endswith("The answer is (")
+    between = prompt.text.rpartition("Which?")[2].removesuffix(parts.cue)
+    assert between == ("<|im_end|>\n<|im_start|>assistant\n" if chat_template else "\n\n")
+    assert "Which?" not in prompt.context
+    assert "word word" in prompt.context
+    asked = builtin_tokenizer.decode(prompt.input_ids[-prompt.question_tokens :])
+    assert asked.endswith(f"Which?{between}{parts.cue}")
+    letters = [builder.answer_token(parts, letter) for letter in "ABCD"]
+    assert builtin_tokenizer.batch_decode([[token] for token in letters]) == list("ABCD")
+    assert builder.answer_token(parts, "Antarctica") is None
+    assert builder.answer_token(parts, "(") is None  # becomes one token with the cue's end

@@ -13,7 +13,7 @@ from tests.models import batch, tiny
 @pytest.mark.parametrize("scope", pruning_quality.SCOPES)
 def test_every_cell_is_what_generate_gives(scope):
     model, (input_ids, _) = tiny(layers=4), batch([61])
-    prompt = Prompt("", input_ids[0].tolist(), 54, 0, question_tokens=7)
+    prompt = Prompt("", "", input_ids[0].tolist(), 54, 0, question_tokens=7)
     found = pruning_quality.answers_of_every_cell(model, prompt, scope, count=6)
     assert len(found) == 1 + 8 * len(pruning_quality.RATIOS)
     for (name, ratio), tokens in found.items():

@@ -93,14 +93,18 @@ def test_find_takes_what_is_there_and_names_the_rest_once(tmp_path, capsys):
     write(tmp_path / "deep/er", b=full_results([0.5]))
     write(tmp_path, a=full_results([0.5]))
     (tmp_path / "half_full.json").write_text('{"run_meta"')
+    for number in range(7):
+        (tmp_path / f"other{number}.json").write_text("{}")
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "a.jsonl").write_text("{}")
     os.symlink("nowhere", tmp_path / "dangling.json")
     found = list(saved.find([tmp_path, tmp_path / "deep", tmp_path / "a_full.json"]))
     assert [path.name for path, _ in found] == ["a_full.json", "b_full.json"]
     notes = capsys.readouterr().err.splitlines()
-    assert len(notes) == 1
+    assert len(notes) == 2
     assert "half_full.json is not whole JSON" in notes[0]
+    assert notes[1].startswith("note: left out, no full results: ")
+    assert notes[1].endswith("other4.json and 2 more")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

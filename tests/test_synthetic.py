@@ -1,4 +1,6 @@
+import narrativeqa_eval
 from longctx import synthetic
+from longctx.synthetic._village import THINGS
 
 
 def count(text):
@@ -30,7 +32,7 @@ def test_answers_stand_once_at_their_depth_and_depths_are_spread():
     depths = []
     for record in records:
         text, question = record["document"]["text"], record["question"]
-        thing = next(t for t in synthetic._THINGS if t in question["text"])
+        thing = next(t for t in THINGS if t in question["text"])
         sentences = [s for s in text.split(". ") if thing in s]
         assert 1 <= len(sentences) <= 2
         place = record["answers"][0]["text"].removeprefix("in the ")
@@ -39,6 +41,14 @@ def test_answers_stand_once_at_their_depth_and_depths_are_spread():
         depths.append(question["answer_depth"])
     for quarter in range(4):
         assert 8 <= sum(quarter / 4 <= depth < (quarter + 1) / 4 for depth in depths) <= 12
+
+
+def test_stories_name_the_sentence_that_the_answer_stands_in():
+    for record in synthetic.stories(0, 20, 300, count):
+        sample = narrativeqa_eval.sample(record, 0, narrativeqa_eval.NarrativeQASettings())
+        (sentence,) = sample.evidence
+        assert sample.parts.document.count(sentence) == 1
+        assert any(reference.split()[-1].strip(".") in sentence for reference in sample.references)
 
 
 def test_records_are_of_narrativeqas_schema():

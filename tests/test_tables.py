@@ -47,3 +47,19 @@ def test_predictions_cannot_steer_the_terminal(capsys):
     output = capsys.readouterr().out
     assert "\x1b]" not in output
     assert "[red]text[/red]" in output
+
+
+def test_groups_evidence_and_chance_are_shown():
+    group = {"easy": {"n": 3, "em": 0.5, "em_ci95": None}}
+    run = run_of(
+        em=0.3, em_ci95=[0.1, 0.6], chance=0.25, em_told_from_chance=False, em_by_difficulty=group,
+        evidence_kept_pct=75.0,
+    )  # fmt: skip
+    run["run_meta"] |= {"score_names": ["em"], "groups": ["difficulty"]}
+    text = printed(tables.table_of([run]))
+    assert "0.300 [0.100, 0.600] †" in text
+    assert "difficulty: easy" in text
+    assert "75.0" in text
+    assert "† cannot be told from guessing, 0.25" in text
+    run["ctx_summaries"][0] |= {"em_told_from_chance": True}
+    assert "†" not in printed(tables.table_of([run]))

@@ -12,7 +12,8 @@ from longctx.tracking import Tracker
 ROOT = Path(__file__).parents[1]
 META = {"run_id": "a-run", "tags": ["model", "sdpa"], "variables": {"KEEP_RATIO": 0.5}}
 SUMMARY = {"context_tokens": 512, "meteor": 0.25, "ttft_ms_p50": 12.5, "tok_per_s_p50": 8.0,
-           "peak_gpu_mem_gb_p95": None, "kv_cache_gb": 0.5, "kernel_prefill": "math"}  # fmt: skip
+           "peak_gpu_mem_gb_p95": None, "meteor_by_kind": {"sad": {"n": 1, "meteor": 0.5}},
+           "kv_cache_gb": 0.5, "kernel_prefill": "math"}  # fmt: skip
 ROWS = [{"run_id": "a-run", "context_tokens": 512, "ttft_ms": 12.5, "samples": []}]
 
 
@@ -59,6 +60,7 @@ def test_offline_keeps_figures_under_their_groups(in_tmp_path):
     (run,) = in_tmp_path.glob("wandb/offline-run-*")
     stored = next(run.glob("*.wandb")).read_bytes()
     for name in (b"latency/ttft_ms_p50", b"quality/meteor", b"memory/kv_cache_gb",
+                 b"quality/meteor_by_kind/sad",
                  b"throughput/tok_per_s_p50", b"per_request_metrics", b"a-run"):  # fmt: skip
         assert name in stored
     assert b"kernel_prefill" not in stored

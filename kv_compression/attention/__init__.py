@@ -1,10 +1,6 @@
 """Attention backends, one file each, right for every shape that a pruned cache brings about.
 
-A backend file defines
-
-- `attend(query, key, value, layout, scaling)`: query (B, Hq, Q, D), key and value (B, H, S, D) ->
-  the output, (B, Q, Hq, D), and the name of the kernel that ran;
-- `check(device_type, dtype)`: raises ValueError when the backend cannot run there.
+A backend file defines what `Backend` says; an object that does the same can stand in its place.
 
 Transformers builds one mask for all layers from the first layer's length, which is wrong as soon
 as layers store different numbers of tokens. So no mask comes from there: the cache knows for every
@@ -16,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -39,14 +34,34 @@ _BACKEND_OF_TRANSFORMERS_NAME = {
 }
 
 
+class Backend(Protocol):
+    """What computes attention: a module of this package, or an object."""
+
+    def check(self, device_type: str, dtype: torch.dtype) -> None:
+        """Raises ValueError when the backend cannot run there."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        layout: Layout,
+        scaling: float,
+    ) -> tuple[torch.Tensor, str]:
+        """The output, (B, Q, Hq, D), and the name of the kernel that ran.
+
+        query (B, Hq, Q, D), key and value (B, H, S, D).
+        """
+
+
 def names() -> tuple[str, ...]:
     """Every backend's name."""
     return plugins.names(__name__)
 
 
-def backend(name: str) -> ModuleType:
+def backend(name: str) -> Backend:
     """The backend module `name`. Raises ValueError for an unknown name."""
-    return plugins.load(__name__, name)
+    return cast(Backend, plugins.load(__name__, name))
 
 
 def backend_of(model: PreTrainedModel) -> str:
@@ -64,7 +79,7 @@ def backend_of(model: PreTrainedModel) -> str:
 class _Active:
     """What `use_attention` has put in place."""
 
-    backend: ModuleType
+    backend: Backend
     cache: PrunedCache
     rotary: Rotary | None
     kernels: dict[str, set[str]]
@@ -83,23 +98,23 @@ _ACTIVE: ContextVar[_Active | None] = ContextVar("active attention", default=Non
 
 @contextmanager
 def use_attention(
-    model: PreTrainedModel, name: str, cache: PrunedCache
+    model: PreTrainedModel, chosen: str | Backend, cache: PrunedCache
 ) -> Iterator[dict[str, set[str]]]:
-    """Let `model` attend through backend `name` over `cache` inside the block.
+    """Let `model` attend through the backend `chosen`, or of that name, over `cache` in the block.
 
     Yields the kernels that ran, a set under "prefill" (more than one query token) and one under
     "decode". The model's own attention implementation is put back at the end. Raises ValueError
     when the backend cannot run on the model's device and dtype, or when the model does not take
     its attention from transformers' AttentionInterface.
     """
-    module = backend(name)
-    module.check(model.device.type, model.dtype)
+    chosen = backend(chosen) if isinstance(chosen, str) else chosen
+    chosen.check(model.device.type, model.dtype)
     AttentionInterface.register(_REGISTERED_NAME, _forward)
     before = model.config._attn_implementation
     model.set_attn_implementation(_REGISTERED_NAME)
     if model.config._attn_implementation != _REGISTERED_NAME:
         raise ValueError(f"{type(model).__name__} does not let its attention be chosen")
-    active = _Active(module, cache, Rotary.of(model), kernels={"prefill": set(), "decode": set()})
+    active = _Active(chosen, cache, Rotary.of(model), kernels={"prefill": set(), "decode": set()})
     token = _ACTIVE.set(active)
     try:
         yield active.kernels

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from kv_compression.layout import Layout
 
@@ -35,14 +35,26 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
 ) -> tuple[torch.Tensor, str]:
     """See the package."""
-    # Compiling for a CPU needs a C++ compiler, which a bare machine does not have.
-    compiled = query.device.type == "cuda"
     needs_mask = layout.query_len > 1 or layout.starts is not None
+    return attend_under(query, key, value, layout.block_mask if needs_mask else None, scaling)
+
+
+def attend_under(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    block_mask: BlockMask | None,
+    scaling: float,
+) -> tuple[torch.Tensor, str]:
+    """What `attend` does, under any block mask; None lets every query see every key."""
+    # Compiling for a CPU needs a C++ compiler, which a bare machine does not have. Inside a
+    # compiled forward the function becomes a part of that.
+    compiled = query.device.type == "cuda" and not torch.compiler.is_compiling()
     output = _function(compiled)(
         query,
         key,
         value,
-        block_mask=layout.block_mask if needs_mask else None,
+        block_mask=block_mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )

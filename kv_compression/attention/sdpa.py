@@ -30,16 +30,21 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
 ) -> tuple[torch.Tensor, str]:
     """See the package."""
-    _, query_heads, query_len, head_dim = query.shape
+    batch, query_heads, query_len, head_dim = query.shape
     groups = query_heads // key.shape[1]
     mask = None
     if layout.starts is not None:
         mask = layout.mask
     elif query_len > 1 and not layout.is_square:
         mask = causal_lower_right(query_len, layout.stored_len)
-    if layout.starts is not None or query.dtype == torch.float32:
-        # The fused kernels that take a mask or float32 do not take grouped heads, and without a
-        # fused kernel all scores would exist at once.
+    is_causal = mask is None and query_len > 1
+    # The fused kernels that take a mask or float32 do not take grouped heads, and without a fused
+    # kernel all scores would exist at once; a CPU's kernel repeats the keys itself, at every step.
+    shares_keys = layout.starts is None and query.dtype != torch.float32
+    if query_len == 1 and not (shares_keys and query.is_cuda):
+        # One token sees the same keys in all heads of a group, which thus are rows of one head.
+        query = query.reshape(batch, key.shape[1], groups, head_dim)
+    elif not shares_keys:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     call = partial(
         scaled_dot_product_attention,
@@ -47,9 +52,9 @@ def attend(
         key,
         value,
         attn_mask=mask,
-        is_causal=mask is None and query_len > 1,
+        is_causal=is_causal,
         scale=scaling,
-        enable_gqa=query_heads != key.shape[1],
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     kind = (
         query.device,
@@ -67,6 +72,7 @@ def attend(
             output = call()
         known = (_KERNEL_OF_OPERATOR.get(name) for name in operators.seen)
         _kernel_of_call[kind] = next((kernel for kernel in known if kernel), "math")
+    output = output.reshape(batch, query_heads, query_len, -1)
     return output.transpose(1, 2), _kernel_of_call[kind]
 
 

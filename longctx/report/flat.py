@@ -64,11 +64,12 @@ def _cell(value: Any) -> Any:
 def markdown(runs: Runs) -> str:
     """A row a run and context: model, what sets the run apart, costs, scores with intervals."""
     summaries = [(run["run_meta"], summary) for _, run in runs for summary in run["ctx_summaries"]]
-    scores = dict.fromkeys(name for _, run in runs for name in run["run_meta"]["score_names"])
-    figures = [(key, decimals) for _, key, decimals in tables.COSTS]
-    figures += [*((name, 3) for name in scores), ("answered_pct", 1)]
+    # No groups: too wide.
+    known = tables.figures_of([run for _, run in runs])
     figures = [
-        figure for figure in figures if any(s.get(figure[0]) is not None for _, s in summaries)
+        (path[0], decimals)
+        for _, path, decimals in known
+        if len(path) == 1 and any(summary.get(path[0]) is not None for _, summary in summaries)
     ]
     heads = ["task", "model", "run", "context_tokens", "total_count", *(key for key, _ in figures)]
     lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]

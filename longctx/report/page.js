@@ -75,7 +75,7 @@ function main() {
     return all.map((scope) => ({ ...scope, name: isUsed(scope.name) ? `${scope.name}, data ${scope.rows[0].data}` : scope.name }));
   }
 
-  const scores = data.columns.filter((column) => column.cost === false);
+  const scores = data.columns.filter((column) => column.score);
   const costs = data.columns.filter((column) => column.cost);
   const hasScore = (row) => scores.some(({ key }) => row.figures[key] !== undefined);
   const allScopes = scopes().filter((scope) => scope.rows.some(hasScore));

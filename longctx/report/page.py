@@ -56,13 +56,13 @@ def _hash(text: str) -> str:
 def _data(runs: Runs, samples: int) -> dict[str, Any]:
     """What the script reads as DATA: columns, runs, rows (a run and context), samples."""
     scores = dict.fromkeys(name for _, run in runs for name in run["run_meta"]["score_names"])
-    columns = [
-        *(
-            {"key": key, "label": name, "decimals": n, "cost": True}
-            for name, key, n in tables.COSTS
-        ),
-        *({"key": name, "label": name, "decimals": 3, "cost": False} for name in scores),
-    ]
+    costs = {key for _, key, _ in tables.COSTS}
+    columns: list[dict[str, Any]] = [
+        {"key": path[0], "label": name, "decimals": decimals,
+         "cost": path[0] in costs, "score": path[0] in scores}
+        for name, path, decimals in tables.figures_of([run for _, run in runs])
+        if len(path) == 1
+    ]  # fmt: skip
     metas = [run["run_meta"] for _, run in runs]
     sample_numbers: dict[tuple[Any, ...], int] = {}
     data_names = _data_names(runs)
@@ -94,7 +94,7 @@ def _data(runs: Runs, samples: int) -> dict[str, Any]:
             )
         entries.append(_entry(path, run["run_meta"], label) | {"predictions": predictions})
     return {
-        "columns": [*columns, {"key": "answered_pct", "label": "answered, %", "decimals": 1}],
+        "columns": columns,
         "runs": entries,
         "rows": rows,
         "samples": [{"id": key[0], "references": key[1:]} for key in sample_numbers],
@@ -103,7 +103,7 @@ def _data(runs: Runs, samples: int) -> dict[str, Any]:
 
 def _figures(summary: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """The figures that there are, each with its interval."""
-    wanted = [name for key in (*keys, "answered_pct") for name in (key, f"{key}_ci95")]
+    wanted = [name for key in keys for name in (key, f"{key}_ci95")]
     return {name: summary[name] for name in wanted if summary.get(name) is not None}
 
 

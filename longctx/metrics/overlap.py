@@ -1,7 +1,6 @@
-"""METEOR, ROUGE and answered %, per sample, through `evaluate` and without a download."""
+"""METEOR and ROUGE, per sample, through `evaluate` and without a download."""
 
 import re
-import string
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -12,31 +11,6 @@ if TYPE_CHECKING:
     import evaluate
 
 SCORE_NAMES = ("meteor", "rouge1", "rougeL")
-
-_PUNCTUATION = string.punctuation + "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}"
-_ABSTENTIONS = {
-    "unknown",
-    "unanswerable",
-    "none",
-    "na",
-    "not known",
-    "not given",
-    "not mentioned",
-    "not stated",
-    "not specified",
-    "no answer",
-    "i dont know",
-    "i do not know",
-    "cannot be determined",
-    "cannot answer",
-}
-
-
-def is_answer(prediction: str) -> bool:
-    """False for an answer that is empty, or an abstention such as "Unknown"."""
-    plain = prediction.casefold().translate(str.maketrans("", "", _PUNCTUATION))
-    plain = re.sub(r"^(the )?answer is ", "", " ".join(plain.split()))
-    return bool(plain) and plain not in _ABSTENTIONS
 
 
 def check() -> None:

@@ -1,0 +1,90 @@
+"""LongBench-v2: a question with four choices about a long document.
+
+The prompt is the benchmark's zero-shot prompt, the document is cut in the middle, and the letter is
+read as the benchmark reads it ("The correct answer is (X)"), or, where a model answers in another
+form, from what cannot be misread. ANSWER_MODE=loglikelihood compares the four letters'
+probabilities behind "The correct answer is (" in place of generating.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from longctx import synthetic
+from longctx.config import variable
+from longctx.letters import letter_of
+from longctx.metrics.exact import letter_score
+from longctx.prompts import Parts
+from longctx.runner import main
+from longctx.settings import PositiveInt, Settings, redefault
+from longctx.task import Sample, Task
+
+LETTERS = ("A", "B", "C", "D")
+
+
+@dataclass(frozen=True)
+class LongBenchSettings(Settings):
+    """The shared settings, with LongBench-v2's defaults."""
+
+    dataset_id: str = redefault("dataset_id", "zai-org/LongBench-v2")
+    split: str = redefault("split", "train")
+    max_new_tokens: PositiveInt = redefault(
+        "max_new_tokens", 128, unused_when=("ANSWER_MODE", "loglikelihood")
+    )
+    logdir: str = redefault("logdir", "./logs/longbench")
+    answer_mode: str = variable(
+        "generate",
+        "read the letter from the text generated, or compare the four letters' probabilities, "
+        "which loses no answer to its form",
+        choices=("generate", "loglikelihood"),
+    )
+
+
+def sample(record: dict[str, Any], _number: int, settings: LongBenchSettings) -> Sample:
+    """A Sample of a record in the schema of `zai-org/LongBench-v2`."""
+    choices = {letter: record[f"choice_{letter}"].strip() for letter in LETTERS}
+    listed = "\n".join(f"({letter}) {text}" for letter, text in choices.items())
+    if record["answer"] not in LETTERS:
+        raise ValueError(f"its answer is {record['answer']!r}, none of {', '.join(LETTERS)}")
+    return Sample(
+        sample_id=record["_id"],
+        parts=Parts(
+            before="Please read the following text and answer the question below.\n\n<text>\n",
+            document=record["context"].strip(),
+            after="\n</text>\n\nWhat is the correct answer to this question: "
+            f"{record['question'].strip()}\nChoices:\n{listed}\n\n"
+            'Format your response as follows: "The correct answer is (insert answer here)".',
+            cue="The correct answer is (" if compared_answers(settings) else "",
+        ),
+        references=[record["answer"]],
+        evidence=record.get("evidence", []),
+        choices=choices,
+        extra={"difficulty": record["difficulty"], "length": record["length"]},
+    )
+
+
+def answer(text: str, sample: Sample, prompt_is_raw: bool) -> str:
+    """The letter in a model's text."""
+    return letter_of(text, sample.choices, prompt_is_raw)
+
+
+def compared_answers(settings: LongBenchSettings) -> tuple[str, ...]:
+    """The letters whose probabilities are compared, where ANSWER_MODE says so."""
+    return LETTERS if settings.answer_mode == "loglikelihood" else ()
+
+
+TASK = Task(
+    name="longbench_kv",
+    settings=LongBenchSettings,
+    sample=sample,
+    synthesize=synthetic.four_choices,
+    answer=answer,
+    score=letter_score,
+    score_names=("em",),
+    needs_chat_turn=True,
+    groups=("difficulty", "length"),
+    chance=0.25,
+    compared_answers=compared_answers,
+)
+
+if __name__ == "__main__":
+    main(TASK, __doc__)

@@ -1,0 +1,11 @@
+"""Data that the project writes itself, in the schemas of the three data sets, of any length.
+
+All is decided by the seed and the record's number; question and answer do not depend on the
+length, the answer stands at a known depth, and the question alone does not give it away.
+"""
+
+from longctx.synthetic._four_choices import four_choices
+from longctx.synthetic._stories import stories
+from longctx.synthetic._two_hop import two_hop
+
+__all__ = ["four_choices", "stories", "two_hop"]

@@ -1,0 +1,130 @@
+"""Stories in NarrativeQA's schema.
+
+People carry things between places; every story has one question, whose answer stands at a known
+depth.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from longctx.synthetic._village import (
+    PEOPLE,
+    PLACES,
+    THINGS,
+    everyday_life,
+    sentence_counter,
+    spread_depths,
+)
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """The one fact that is asked for, and what must not be said elsewhere."""
+
+    key_sentence: str
+    earlier_sentence: str | None
+    question: str
+    answers: tuple[str, str]
+    thing: str
+    depth: float
+
+
+def stories(
+    seed: int, count: int, document_tokens: int, count_tokens: Callable[[str], int]
+) -> list[dict[str, Any]]:
+    """`count` records in the schema of `deepmind/narrativeqa`, each with a story of its own.
+
+    document_tokens: a story is as long as whole sentences allow without exceeding it, but it
+        always holds its key sentence.
+    count_tokens: tokens of a text.
+    A record's `question` also holds `answer_depth`, the answer's place in the story from 0 to 1,
+    and `evidence`, the sentence that it stands in.
+    """
+    tokens_of = sentence_counter(count_tokens)
+    return [
+        _record(seed, number, depth, document_tokens, tokens_of)
+        for number, depth in enumerate(spread_depths(seed, count))
+    ]
+
+
+def _record(
+    seed: int, number: int, depth: float, document_tokens: int, tokens_of: Callable[[str], int]
+) -> dict[str, Any]:
+    rng = random.Random(f"{seed}/{number}")
+    plot = _plot(rng, depth)
+    sentences, key_at = _tell(rng, plot, document_tokens, tokens_of)
+    text = " ".join(sentences)
+    name = f"synthetic-{seed}-{number:04d}"
+    return {
+        "document": {
+            "id": name,
+            "kind": "synthetic",
+            "url": "",
+            "file_size": len(text),
+            "word_count": len(text.split()),
+            "start": sentences[0],
+            "end": sentences[-1],
+            "summary": {
+                "text": " ".join([*sentences[:2], plot.key_sentence, *sentences[-1:]]),
+                "tokens": [],
+                "url": "",
+                "title": name,
+            },
+            "text": text,
+        },
+        "question": {
+            "text": plot.question,
+            "tokens": plot.question.split(),
+            "answer_depth": round(len(" ".join(sentences[:key_at])) / max(1, len(text)), 4),
+            "evidence": [plot.key_sentence],
+        },
+        "answers": [{"text": answer, "tokens": answer.split()} for answer in plot.answers],
+    }
+
+
+def _plot(rng: random.Random, depth: float) -> _Plot:
+    person, other = rng.sample(PEOPLE, 2)
+    thing = rng.choice(THINGS)
+    place, former = rng.sample(PLACES, 2)
+    kind = rng.choice(("left", "gave", "moved"))
+    if kind == "left":
+        return _Plot(
+            key_sentence=f"{person} left the {thing} in the {place}.",
+            earlier_sentence=None,
+            question=f"Where did {person} leave the {thing}?",
+            answers=(f"in the {place}", f"The {place}."),
+            thing=thing,
+            depth=depth,
+        )
+    if kind == "gave":
+        return _Plot(
+            key_sentence=f"{person} gave the {thing} to {other}.",
+            earlier_sentence=None,
+            question=f"Who gave the {thing} to {other}?",
+            answers=(person, f"{person} gave it to {other}."),
+            thing=thing,
+            depth=depth,
+        )
+    return _Plot(
+        key_sentence=f"{person} took the {thing} from the {former} to the {place}.",
+        earlier_sentence=f"{other} put the {thing} in the {former}.",
+        question=f"Where was the {thing} at the end?",
+        answers=(f"in the {place}", f"The {place}."),
+        thing=thing,
+        depth=depth,
+    )
+
+
+def _tell(
+    rng: random.Random, plot: _Plot, document_tokens: int, tokens_of: Callable[[str], int]
+) -> tuple[list[str], int]:
+    """The story's sentences and the index of the key sentence."""
+    needed = [plot.earlier_sentence] if plot.earlier_sentence else []
+    room = document_tokens - sum(tokens_of(text) for text in [*needed, plot.key_sentence])
+    filler = everyday_life(rng, plot.thing, room, tokens_of)
+    key_at = round(plot.depth * len(filler))
+    earlier_at = rng.randint(0, key_at)
+    sentences = [*filler[:earlier_at], *needed, *filler[earlier_at:key_at]]
+    return [*sentences, plot.key_sentence, *filler[key_at:]], len(sentences)
