@@ -120,7 +120,7 @@ def compare(files: list[Path]) -> None:
     for run, file in zip(runs[1:], files[1:], strict=True):
         check_same_samples(runs[0], run, (files[0].name, file.name))
     labels = apart.labels([run["run_meta"] for run in runs])
-    stdout.print(tables.table_of(runs))
+    stdout.print(tables.table_of(runs, labels))
     n_tests = sum(
         print_comparison(runs[0], run, (labels[0], label))
         for run, label in zip(runs[1:], labels[1:], strict=True)

@@ -25,8 +25,11 @@ _SHOWN_PREDICTIONS = 3
 _SHOWN_CHARACTERS = 100
 
 
-def table_of(runs: Sequence[dict[str, Any]]) -> Table:
-    """Full results side by side: for each figure a line a run, a column a context length."""
+def table_of(runs: Sequence[dict[str, Any]], labels: Sequence[str] = ("",)) -> Table:
+    """Full results side by side: for each figure a line a run, a column a context length.
+
+    labels: of the runs, shown where there are several.
+    """
     summaries = [summary for run in runs for summary in run["ctx_summaries"]]
     contexts = sorted({summary["context_tokens"] for summary in summaries})
     table = Table(title=escape(runs[0]["run_meta"]["model"]), title_justify="left")
@@ -39,7 +42,7 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
         for place, run in enumerate(runs):
             at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
             cells = [cell(at.get(length), path, decimals) for length in contexts]
-            run_label = [escape(label(run["run_meta"]))] if len(runs) > 1 else []
+            run_label = [escape(labels[place])] if len(runs) > 1 else []
             table.add_row("" if place else name, *run_label, *cells)
         if len(runs) > 1:
             table.add_section()

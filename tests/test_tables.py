@@ -23,7 +23,8 @@ def printed(table):
 
 
 def test_table_shows_figures_intervals_and_what_sets_runs_apart():
-    text = printed(tables.table_of([run_of(), run_of("l2")]))
+    runs = [run_of(), run_of("l2")]
+    text = printed(tables.table_of(runs, [tables.label(run["run_meta"]) for run in runs]))
     assert "[bold]x" in text
     assert "sdpa, none, bnb4" in text
     assert "sdpa, l2 0.5 (context), bnb4" in text
