@@ -25,8 +25,8 @@ import narrativeqa_eval
 from kv_compression import attention
 from longctx import config, quantization
 from longctx.console import notice, stdout
-from longctx.report import figure
 from longctx.runner import Run
+from longctx.tables import figure
 
 Cell = tuple[str, str, str]  # quantization, KV mode, backend
 Answers = dict[tuple[int, str], str]

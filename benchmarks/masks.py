@@ -27,9 +27,9 @@ from flex_pipeline.masked_attention import MaskedFlex
 from kv_compression.generation import generate
 from longctx import config, environment, models
 from longctx.console import stdout
-from longctx.report import figure
 from longctx.results import gigabytes, write_whole
 from longctx.settings import Settings
+from longctx.tables import figure
 
 Row = dict[str, Any]
 

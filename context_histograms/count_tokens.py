@@ -34,7 +34,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from context_histograms import fields
-from longctx import config, data, environment, models, preflight, report, results, statistics
+from longctx import config, data, environment, models, preflight, results, statistics, tables
 from longctx.config import CannotRunError, Environment, SettingError, variable
 from longctx.console import notice, printable, stderr, stdout
 from longctx.settings import PositiveInt, redefault
@@ -246,7 +246,7 @@ def table_of(result: Result) -> Table:
         table.add_column(escape(printable(label)), justify="right")
     names = {"n_samples": "samples", "n_texts": "different texts", "p50": "p50 (median)"}
     for key in ("n_samples", "n_texts", "min", *(f"p{n}" for n in _PERCENTS), "max", "mean"):
-        cells = (report.figure(summary[key], 0) for summary in columns.values())
+        cells = (tables.figure(summary[key], 0) for summary in columns.values())
         table.add_row(names.get(key, key), *cells)
     table.add_section()
     for limit in FIT_TOKENS:
@@ -279,7 +279,7 @@ def main(
     except CannotRunError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
-    report.print_paths(paths)
+    tables.print_paths(paths)
 
 
 def _work(settings: CountSettings, environ: Environment, folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flex_pipeline.cells import Cell, Record, finished, run
-from longctx import config, preflight, report
+from longctx import config, preflight, tables
 from longctx.console import notice, printable, stdout
 from longctx.results import write_whole
 from longctx.settings import Settings
@@ -128,7 +128,7 @@ def table_of(
     shown: the variables that have a column.
     """
     runs = [results_of(r, logdir / c.key) for c, r in zip(cells, records, strict=True)]
-    everything = report.figures_of([full for full in runs if full])
+    everything = tables.figures_of([full for full in runs if full])
     figures = [known for known in everything if len(known[1]) == 1]  # no groups: too wide
     table = Table(title=escape(cells[0].script.name), title_justify="left")
     for name in shown:
@@ -143,7 +143,7 @@ def table_of(
             table.add_row(*values, escape(reason))
             continue
         for summary in full["ctx_summaries"]:
-            measured = [report.cell(summary, path, decimals) for _, path, decimals in figures]
+            measured = [tables.cell(summary, path, decimals) for _, path, decimals in figures]
             table.add_row(*values, record.status, f"{summary['context_tokens']:,}", *measured)
             values = [""] * len(shown)
     return table
@@ -217,7 +217,7 @@ def main() -> int:
         table = table_of(known, [records[cell.key] for cell in known], shown, logdir)
         console = stdout if stdout.is_terminal else Console(width=_WIDTH_IN_A_FILE)
         console.print(table)
-    report.print_paths([os.path.relpath(logdir / "grid.json")])
+    tables.print_paths([os.path.relpath(logdir / "grid.json")])
     if was_interrupted:
         notice(f"interrupted; {len(cells) - len(known)} cells are open")
         return 130

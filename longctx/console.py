@@ -8,7 +8,12 @@ from rich.console import Console
 stdout = Console()
 stderr = Console(stderr=True)
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters, Unicode's line separators, what turns the direction of text (Trojan Source,
+# CVE-2021-42574), invisible tags, and halves of surrogate pairs, which no file can hold.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+    r"\U000e0000-\U000e007f\ud800-\udfff]"
+)
 
 
 def notice(text: str) -> None:
@@ -17,5 +22,5 @@ def notice(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without the control characters that would steer a terminal."""
+    """`text` without characters that would steer a terminal, hide text or turn its direction."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

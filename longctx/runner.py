@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from kv_compression.generation import stop_token_ids
-from longctx import config, identity, models, preflight, report, results
+from longctx import config, identity, models, preflight, results, tables
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, stdout
 from longctx.interrupt import Terminated, sigterm_raises
@@ -152,9 +152,9 @@ class Run:
             }
             full = files.finish(rows, summaries, summary)
             tracker.finish(rows, summary)
-            stdout.print(report.table_of([full]))
-            report.print_predictions(full)
-            report.print_paths([files.summaries_path, files.full_path])
+            stdout.print(tables.table_of([full]))
+            tables.print_predictions(full)
+            tables.print_paths([files.summaries_path, files.full_path])
         self.workers.leave()
         files.journal.unlink(missing_ok=True)
         return full

@@ -9,7 +9,7 @@ from rich.table import Table
 from longctx.console import printable, stdout
 
 # Label, key of the context summary, decimals.
-_COSTS = (
+COSTS = (
     ("TTFT, ms", "ttft_ms_p50", 1),
     ("decode, ms/token", "ms_per_token_decode_p50", 2),
     ("decode, tokens/s", "tok_per_s_decode_p50", 1),
@@ -25,8 +25,11 @@ _SHOWN_PREDICTIONS = 3
 _SHOWN_CHARACTERS = 100
 
 
-def table_of(runs: Sequence[dict[str, Any]]) -> Table:
-    """Full results side by side: for each figure a line a run, a column a context length."""
+def table_of(runs: Sequence[dict[str, Any]], labels: Sequence[str] = ("",)) -> Table:
+    """Full results side by side: for each figure a line a run, a column a context length.
+
+    labels: of the runs, shown where there are several.
+    """
     summaries = [summary for run in runs for summary in run["ctx_summaries"]]
     contexts = sorted({summary["context_tokens"] for summary in summaries})
     table = Table(title=escape(runs[0]["run_meta"]["model"]), title_justify="left")
@@ -39,12 +42,12 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
         for place, run in enumerate(runs):
             at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
             cells = [cell(at.get(length), path, decimals) for length in contexts]
-            run_label = [escape(label(run["run_meta"]))] if len(runs) > 1 else []
+            run_label = [escape(labels[place])] if len(runs) > 1 else []
             table.add_row("" if place else name, *run_label, *cells)
         if len(runs) > 1:
             table.add_section()
-    if any(_is_chance(summary) for summary in summaries):
-        chance = next(s["chance"] for s in summaries if _is_chance(s))
+    chance = next((guessing(s) for s in summaries if guessing(s) is not None), None)
+    if chance is not None:
         table.caption = f"{_NOT_TOLD} cannot be told from guessing, {chance:g}"
         table.caption_justify = "left"
     return table
@@ -53,7 +56,7 @@ def table_of(runs: Sequence[dict[str, Any]]) -> Table:
 def figures_of(runs: Sequence[dict[str, Any]]) -> list[Figure]:
     """The figures that any of the runs has; the path of a group's score has several parts."""
     figures = (
-        *((name, (key,), decimals) for name, key, decimals in _COSTS),
+        *((name, (key,), decimals) for name, key, decimals in COSTS),
         *_score_figures(runs),
         ("answered, %", ("answered_pct",), 1),
         ("evidence kept, %", ("evidence_kept_pct",), 1),
@@ -82,8 +85,9 @@ def _score_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
     return [(label, path, 3) for path, label in figures.items()]
 
 
-def _is_chance(summary: dict[str, Any]) -> bool:
-    return summary.get("em_told_from_chance") is False
+def guessing(summary: dict[str, Any]) -> float | None:
+    """The `em` of guessing, where the measured one cannot be told from it."""
+    return summary.get("chance") if summary.get("em_told_from_chance") is False else None
 
 
 def _value(summary: dict[str, Any], path: tuple[str, ...], suffix: str = "") -> Any:
@@ -146,7 +150,7 @@ def cell(summary: dict[str, Any] | None, path: tuple[str, ...], decimals: int) -
     text = figure(_value(summary, path), decimals)
     if interval is not None:
         text += rf" \[{figure(interval[0], decimals)}, {figure(interval[1], decimals)}]"
-    return f"{text} {_NOT_TOLD}" if path == ("em",) and _is_chance(summary) else text
+    return f"{text} {_NOT_TOLD}" if path == ("em",) and guessing(summary) is not None else text
 
 
 def figure(value: object, decimals: int) -> str:

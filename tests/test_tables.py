@@ -1,13 +1,6 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 from rich.console import Console
 
-from longctx import report
-
-ROOT = Path(__file__).parents[1]
+from longctx import tables
 
 
 def run_of(kv_mode="none", **changes):
@@ -30,7 +23,8 @@ def printed(table):
 
 
 def test_table_shows_figures_intervals_and_what_sets_runs_apart():
-    text = printed(report.table_of([run_of(), run_of("l2")]))
+    runs = [run_of(), run_of("l2")]
+    text = printed(tables.table_of(runs, [tables.label(run["run_meta"]) for run in runs]))
     assert "[bold]x" in text
     assert "sdpa, none, bnb4" in text
     assert "sdpa, l2 0.5 (context), bnb4" in text
@@ -40,7 +34,7 @@ def test_table_shows_figures_intervals_and_what_sets_runs_apart():
 
 
 def test_out_of_memory_is_shown():
-    text = printed(report.table_of([run_of(n_oom=1, total_count=0, ttft_ms_p50=None)]))
+    text = printed(tables.table_of([run_of(n_oom=1, total_count=0, ttft_ms_p50=None)]))
     assert "out of memory" in text
 
 
@@ -50,26 +44,10 @@ def test_predictions_cannot_steer_the_terminal(capsys):
     }  # fmt: skip
     run = run_of()
     run["rows"] = [{"success": True, "context_tokens": 512, "samples": [sample]}]
-    report.print_predictions(run)
+    tables.print_predictions(run)
     output = capsys.readouterr().out
     assert "\x1b]" not in output
     assert "[red]text[/red]" in output
-
-
-def test_compare_is_a_command(tmp_path):
-    paths = []
-    for name in ("none", "l2"):
-        paths.append(tmp_path / f"{name}_full.json")
-        paths[-1].write_text(json.dumps(run_of(name)))
-
-    def compare(*files):
-        command = [sys.executable, "-m", "longctx.compare", *map(str, files)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    done = compare(*paths)
-    assert done.returncode == 0
-    assert all(str(path) in done.stdout for path in paths)
-    assert compare(tmp_path / "missing.json").returncode == 2
 
 
 def test_groups_evidence_and_chance_are_shown():
@@ -79,10 +57,10 @@ def test_groups_evidence_and_chance_are_shown():
         evidence_kept_pct=75.0,
     )  # fmt: skip
     run["run_meta"] |= {"score_names": ["em"], "groups": ["difficulty"]}
-    text = printed(report.table_of([run]))
+    text = printed(tables.table_of([run]))
     assert "0.300 [0.100, 0.600] †" in text
     assert "difficulty: easy" in text
     assert "75.0" in text
     assert "† cannot be told from guessing, 0.25" in text
     run["ctx_summaries"][0] |= {"em_told_from_chance": True}
-    assert "†" not in printed(report.table_of([run]))
+    assert "†" not in printed(tables.table_of([run]))

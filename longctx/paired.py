@@ -1,0 +1,198 @@
+"""Two runs over the same samples: what the scores differ by, and what the costs are times of."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longctx import statistics
+from longctx.tables import figure
+
+_SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """Mean score of another run less that of the reference, over `n` shared samples."""
+
+    name: str
+    n: int
+    reference: float
+    other: float
+    interval: list[float] | None
+    p: float
+    test: str
+
+    def sentence(self) -> str:
+        """What the interval and the test together say, in plain words. Higher is better."""
+        means = f"{self.reference:.3f} -> {self.other:.3f}, n = {self.n}"
+        if self.interval is None:
+            return f"{means}: one sample says nothing about a difference"
+        low, high = self.interval
+        size, lowest, highest = (abs(x) for x in (self.other - self.reference, low, high))
+        p = f"{self.test} p {'< 0.001' if self.p < 0.001 else f'= {self.p:.3f}'}"
+        leaves_out_zero = not low <= 0 <= high
+        if leaves_out_zero and self.p < _SIGNIFICANCE:
+            word = "gain" if low > 0 else "loss"
+            near, far = sorted((lowest, highest))
+            return f"a {word} of {size:.3f} [{near:.3f}, {far:.3f}] ({means}, {p})"
+        numbers = f"{self.other - self.reference:+.3f} [{low:+.3f}, {high:+.3f}] ({means}, {p})"
+        if leaves_out_zero or self.p < _SIGNIFICANCE:
+            return f"not settled, interval and test disagree: {numbers}"
+        # Rounded up: what is said to be excluded must be.
+        bound = math.ceil(max(-low, 0) * 1e3) / 1e3
+        excluded = (
+            "not even the loss of all of it can be excluded"
+            if bound >= self.reference
+            else f"a loss of more than {bound:.3f} can be excluded"
+        )
+        return f"no difference can be seen, {excluded}: {numbers}"
+
+
+@dataclass(frozen=True)
+class CostRatio:
+    """Median cost of another run over that of the reference."""
+
+    name: str
+    unit: str
+    decimals: int
+    more: str
+    less: str
+    reference: float
+    other: float
+    interval: list[float] | None
+
+    def sentence(self) -> str:
+        """The ratio in plain words. Lower is better."""
+        ratio = self.other / self.reference
+        numbers = f"{ratio:.2f} times"
+        low, high = self.interval or (ratio, ratio)
+        if f"{low:.2f}" != f"{high:.2f}":
+            numbers += f" [{low:.2f}, {high:.2f}]"
+        both = (figure(value, self.decimals) for value in (self.reference, self.other))
+        numbers += f" ({' -> '.join(both)} {self.unit})"
+        if low <= 1 <= high:
+            return f"no difference can be seen: {numbers}"
+        change = abs(ratio - 1)
+        percent = f"{change:.1%} " if change < 0.1 else f"{change:.0%} " if change < 1 else ""
+        return f"{percent}{self.more if ratio > 1 else self.less}: {numbers}"
+
+
+# Name, unit, key of the rows, decimals, words for more and less.
+_COSTS = (
+    ("TTFT", "ms", "ttft_ms", 1, "longer", "shorter"),
+    ("decode", "ms/token", "ms_per_token_decode", 2, "longer", "shorter"),
+    ("latency", "ms", "latency_ms_total", 1, "longer", "shorter"),
+    ("KV cache", "GB", "kv_cache_gb", 4, "more", "less"),
+    ("GPU peak", "GB", "peak_gpu_mem_gb", 2, "more", "less"),
+)
+
+
+def samples_at(run: dict[str, Any], context_tokens: int) -> dict[str, dict[str, Any]]:
+    """Samples of the requests that succeeded at a context length, by their ids."""
+    return {
+        sample["sample_id"]: sample
+        for row in _good_rows(run, context_tokens)
+        for sample in row["samples"]
+    }
+
+
+def identity(sample: dict[str, Any]) -> tuple[Any, ...]:
+    """What is known of a sample apart from its prompt and answer; tokens are the model's."""
+    return (sample["sample_id"], *sample["references"], sample.get("document_tokens"))
+
+
+def shared_samples(reference: dict[str, Any], other: dict[str, Any]) -> dict[int, list[str]]:
+    """Context length -> ids of the samples that both runs answered, where there are any."""
+    shared = {}
+    for context_tokens in sorted({row["context_tokens"] for row in reference["rows"]}):
+        answered = samples_at(other, context_tokens)
+        ids = [key for key in samples_at(reference, context_tokens) if key in answered]
+        if ids:
+            shared[context_tokens] = ids
+    return shared
+
+
+def score_differences(
+    reference: dict[str, Any], other: dict[str, Any], context_tokens: int, seed: int
+) -> list[ScoreDifference]:
+    """For each score that both runs have, over the samples that both answered.
+
+    Scores that are all 0 or 1: Tango's interval and McNemar's exact test. Others: bootstrap over
+    samples and a sign-flip permutation test.
+    """
+    first, second = (samples_at(run, context_tokens) for run in (reference, other))
+    differences = []
+    for name in reference["run_meta"]["score_names"]:
+        pairs = [
+            (first[key][name], second[key][name])
+            for key in first
+            if key in second
+            and first[key].get(name) is not None
+            and second[key].get(name) is not None
+        ]
+        if pairs:
+            differences.append(_difference(name, pairs, seed))
+    return differences
+
+
+def _difference(name: str, pairs: Sequence[tuple[float, float]], seed: int) -> ScoreDifference:
+    count = len(pairs)
+    if {score for pair in pairs for score in pair} <= {0, 1}:
+        gains, losses = (sum(pair == wanted for pair in pairs) for wanted in ((0, 1), (1, 0)))
+        interval = statistics.paired_proportion_interval(gains, losses, count)
+        p, test = statistics.mcnemar_p(gains, losses), "McNemar"
+    else:
+        differences = [after - before for before, after in pairs]
+        interval = statistics.paired_interval(differences, seed)
+        p, test = statistics.sign_flip_p(differences, seed), "permutation"
+    means = [sum(side) / count for side in zip(*pairs, strict=True)]
+    return ScoreDifference(name, count, means[0], means[1], interval, p, test)
+
+
+def cost_ratios(
+    reference: dict[str, Any], other: dict[str, Any], context_tokens: int, seed: int
+) -> list[CostRatio]:
+    """For each cost that both runs measured.
+
+    Over the requests that both answered, with an interval over them; runs in other batches have no
+    requests in common, so theirs is over all requests, without an interval.
+    """
+    first, second = (
+        {_request(row): row for row in _good_rows(run, context_tokens)}
+        for run in (reference, other)
+    )
+    shared = [key for key in first if key in second]
+    ratios = []
+    for name, unit, key, decimals, more, less in _COSTS:
+        interval = None
+        if shared:
+            # A row with one new token has no decode step.
+            pairs = [
+                (before, after)
+                for request in shared
+                if (before := first[request].get(key)) and (after := second[request].get(key))
+            ]
+            sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            interval = statistics.ratio_interval(*sides, seed)
+        else:
+            sides = (
+                [value for row in first.values() if (value := row.get(key))],
+                [value for row in second.values() if (value := row.get(key))],
+            )
+        medians = [statistics.percentile(side, 50) for side in sides]
+        if medians[0] is not None and medians[1] is not None:
+            ratios.append(
+                CostRatio(name, unit, decimals, more, less, medians[0], medians[1], interval)
+            )
+    return ratios
+
+
+def _request(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a request was about; the same in two runs when they made the same batches."""
+    return tuple(sample["sample_id"] for sample in row["samples"])
+
+
+def _good_rows(run: dict[str, Any], context_tokens: int) -> list[dict[str, Any]]:
+    rows = (row for row in run["rows"] if row["context_tokens"] == context_tokens)
+    return [row for row in rows if row["success"]]

@@ -1,0 +1,99 @@
+"""Runs as CSV, with every figure, and as a Markdown table, with the main ones."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from longctx import config, tables
+from longctx.console import printable
+from longctx.saved import FullResults
+
+Runs = Sequence[tuple[Path, FullResults]]
+
+# What tells runs apart and stands in no summary.
+_META = ("task", "data_fingerprint", "prompt_format", "git_commit")
+
+
+def csv_text(runs: Runs) -> str:
+    """A row a run and context: keys of the summaries, then the variables (in capitals), machine.
+
+    An interval becomes two columns, `_low` and `_high`; what stands in groups gets dots.
+    """
+    rows = []
+    for path, run in runs:
+        meta = run["run_meta"]
+        about = {key: meta[key] for key in _META} | {"device": meta["device"].get("name")}
+        about |= {
+            name: config.text_of(tuple(value) if isinstance(value, list) else value)
+            for name, value in meta["variables"].items()
+        }
+        for summary in run["ctx_summaries"]:
+            rows.append(_flat(summary) | about | {"file": printable(str(path))})
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _cell(value) for key, value in row.items()})
+    return file.getvalue()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = prefix + name
+        if key.endswith("_ci95"):
+            low, high = value or (None, None)
+            found |= {f"{key}_low": low, f"{key}_high": high}
+        elif isinstance(value, dict):
+            found |= _flat(value, f"{key}.")
+        else:
+            found[key] = value
+    return found
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet takes text that begins with one of these for a formula."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")):
+        return f"'{value}"
+    return value
+
+
+def markdown(runs: Runs) -> str:
+    """A row a run and context: model, what sets the run apart, costs, scores with intervals."""
+    summaries = [(run["run_meta"], summary) for _, run in runs for summary in run["ctx_summaries"]]
+    # No groups: too wide.
+    known = tables.figures_of([run for _, run in runs])
+    figures = [
+        (path[0], decimals)
+        for _, path, decimals in known
+        if len(path) == 1 and any(summary.get(path[0]) is not None for _, summary in summaries)
+    ]
+    heads = ["task", "model", "run", "context_tokens", "total_count", *(key for key, _ in figures)]
+    lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
+    for meta, summary in summaries:
+        run = tables.label(meta)
+        cells = [meta["task"], meta["model"], run]
+        cells += [f"{summary['context_tokens']:,}", f"{summary['total_count']:,}"]
+        cells += [_figure(summary, key, decimals) for key, decimals in figures]
+        lines.append([_escaped(cell) for cell in cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _figure(summary: dict[str, Any], key: str, decimals: int) -> str:
+    if summary["n_oom"] and not summary["total_count"]:
+        return "out of memory"
+    text = tables.figure(summary.get(key), decimals)
+    interval = summary.get(f"{key}_ci95")
+    if interval is not None:
+        text += f" [{', '.join(tables.figure(bound, decimals) for bound in interval)}]"
+    if key == "em" and (chance := tables.guessing(summary)) is not None:
+        text += f" (cannot be told from guessing, {chance:g})"
+    return text
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\|<>\[\]`*&~!])", r"\\\1", " ".join(text.split()))

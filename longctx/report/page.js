@@ -1,0 +1,180 @@
+// The page's state and what is drawn from it.
+
+const MOST_CHOSEN = 4;
+const FILTERS = [
+  ["task", "task"], ["model", "model"], ["device", "device"], ["attn", "attention"],
+  ["kv_mode", "KV cache"], ["quant_mode", "weights"], ["dtype", "dtype"],
+];
+
+function main() {
+  const data = JSON.parse(byId("data").textContent);
+  const chart = { scope: null, score: null, costs: ["kv_cache_gb", "ms_per_token_decode_p50"] };
+  const view = { onlyDifferences: true, onlyOther: false, context: null, shown: PAGE };
+  const filters = {};
+  let words = [];
+  let chosen = [];
+
+  const runOf = (row) => data.runs[row.run];
+  const facts = data.rows.map((row) => {
+    const run = runOf(row);
+    return [run.label, run.run_id, run.task, run.model, run.device, row.context_tokens].join(" ").toLowerCase();
+  });
+  const places = new Map(data.rows.map((row, place) => [row, place]));
+  const facet = (row, key) => String(key === "context_tokens" ? row.context_tokens : runOf(row)[key]);
+  const isVisible = (row) =>
+    Object.entries(filters).every(([key, value]) => value === "" || facet(row, key) === value) &&
+    words.every((word) => facts[places.get(row)].includes(word));
+  const isChosen = (run) => chosen.includes(run);
+
+  const colours = ranks(data.runs.map((run) => run.kv_mode), "none");
+  const shapes = ranks(data.runs.map((run) => run.attn));
+  // The first colour is the full cache's; the others are used again when there are too many.
+  const colourOf = (mode) => (colours.get(mode) === 0 ? 0 : 1 + ((colours.get(mode) - 1) % 7));
+  const look = (run) => ({ colour: colourOf(run.kv_mode), shape: shapes.get(run.attn) % SHAPES.length });
+
+  const table = runTable(data, choose);
+  byId("table").append(table.node);
+
+  function choose(run) {
+    chosen = isChosen(run) ? chosen.filter((other) => other !== run) : [...chosen, run].slice(-MOST_CHOSEN);
+    view.shown = PAGE;
+    drawChosen();
+  }
+
+  function drawFilters() {
+    const contexts = [["context_tokens", "context, tokens"]];
+    const controls = [...FILTERS, ...contexts].map(([key, label]) => {
+      const values = [...new Set(data.rows.map((row) => facet(row, key)))];
+      if (values.length < 2) return null;
+      values.sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+      filters[key] = "";
+      const text = (value) => (key === "context_tokens" ? figure(Number(value), 0) : value);
+      const options = [["", "all"], ...values.map((value) => [value, text(value)])];
+      return select(label, options, "", (value) => { filters[key] = value; draw(); });
+    });
+    const search = html("input", {
+      type: "search", placeholder: "words in names",
+      input: () => { words = search.value.toLowerCase().split(/\s+/).filter(Boolean); draw(); },
+    });
+    byId("filters").append(...controls.filter(Boolean), html("label", { class: "field" }, "search", search));
+  }
+
+  function scopes() {
+    const found = new Map();
+    for (const row of data.rows) {
+      const { task, device } = runOf(row);
+      const key = JSON.stringify([task, row.data, device, row.context_tokens]);
+      const name = `${task}, ${figure(row.context_tokens, 0)} tokens, ${row.n} samples, ${device}`;
+      if (!found.has(key)) found.set(key, { key, name, rows: [] });
+      // A run that was out of memory knows of no samples; another one does.
+      if (row.n && !found.get(key).rows.some((other) => other.n)) found.get(key).name = name;
+      found.get(key).rows.push(row);
+    }
+    const all = [...found.values()];
+    const isUsed = (name) => all.filter((scope) => scope.name === name).length > 1;
+    return all.map((scope) => ({ ...scope, name: isUsed(scope.name) ? `${scope.name}, data ${scope.rows[0].data}` : scope.name }));
+  }
+
+  const scores = data.columns.filter((column) => column.score);
+  const costs = data.columns.filter((column) => column.cost);
+  const hasScore = (row) => scores.some(({ key }) => row.figures[key] !== undefined);
+  const allScopes = scopes().filter((scope) => scope.rows.some(hasScore));
+
+  function drawCharts() {
+    const drawable = allScopes.filter((scope) => scope.rows.some((row) => isVisible(row) && hasScore(row)));
+    const width = Math.max(300, Math.floor((byId("charts").clientWidth - 16) / (window.innerWidth > 900 ? 2 : 1)));
+    if (!drawable.length) {
+      byId("chart-controls").replaceChildren();
+      byId("legend").replaceChildren();
+      byId("charts").replaceChildren(html("p", { class: "empty" },
+        "No run that is shown has quality figures; those with random weights have none."));
+      return;
+    }
+    const shownRows = (scope) => scope.rows.filter(isVisible);
+    const scope = drawable.find(({ key }) => key === chart.scope) ||
+      drawable.reduce((best, other) => (shownRows(other).length > shownRows(best).length ? other : best));
+    const rows = shownRows(scope);
+    const usable = scores.filter(({ key }) => rows.some((row) => row.figures[key] !== undefined));
+    const score = usable.find(({ key }) => key === chart.score) || usable[0];
+    const measured = costs.filter(({ key }) => rows.some((row) => row.figures[key] !== undefined));
+    byId("chart-controls").replaceChildren(
+      select("samples", drawable.map(({ key, name }) => [key, name]), scope.key, (value) => { chart.scope = value; drawCharts(); }),
+      select("score", usable.map(({ key, label }) => [key, label]), score.key, (value) => { chart.score = value; drawCharts(); }),
+    );
+    byId("charts").replaceChildren(...chart.costs.map((wanted, place) => {
+      const cost = measured.find(({ key }) => key === wanted) || measured[place] || measured[0];
+      if (!cost) return html("p", { class: "empty" }, "No cost was measured in the runs that are shown.");
+      const points = rows
+        .filter((row) => row.figures[score.key] !== undefined && row.figures[cost.key] !== undefined)
+        .map((row) => ({
+          row, run: runOf(row), score: row.figures[score.key], cost: row.figures[cost.key],
+          interval: row.figures[`${score.key}_ci95`],
+        }));
+      return html("figure", {},
+        select("cost", measured.map(({ key, label }) => [key, label]), cost.key, (value) => { chart.costs[place] = value; drawCharts(); }),
+        points.length
+          ? drawChart(points, score, cost, width, look, choose)
+          : html("p", { class: "empty" }, "Not measured in the runs that are shown."));
+    }));
+    drawLegend(rows.map(runOf));
+    markChosen(isChosen);
+  }
+
+  function drawLegend(runs) {
+    const entry = (paint, shape, text) => html("span", {},
+      svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true" }, svg("path", { d: SHAPES[shape], fill: paint })), text);
+    const modes = [...colours.keys()].filter((mode) => runs.some((run) => run.kv_mode === mode));
+    const backends = [...shapes.keys()].filter((attn) => runs.some((run) => run.attn === attn));
+    byId("legend").replaceChildren(
+      html("strong", {}, "KV cache"),
+      ...modes.map((mode) => entry(`var(--c${colourOf(mode)})`, 0, mode === "none" ? "full cache" : mode)),
+      html("strong", {}, "attention"),
+      ...backends.map((attn) => entry("var(--muted)", shapes.get(attn) % SHAPES.length, attn)));
+  }
+
+  function draw() {
+    table.show(isVisible);
+    const visible = data.rows.filter(isVisible);
+    byId("count").textContent =
+      `${figure(visible.length, 0)} of ${figure(data.rows.length, 0)} rows, p50 over requests (GPU peak: p95) and mean scores ` +
+      "with 95% intervals. Click a heading to sort, tick up to four runs to see them side by side.";
+    hideTooltip();
+    drawCharts();
+  }
+
+  function drawChosen() {
+    table.markChosen(isChosen);
+    markChosen(isChosen);
+    showDetails(byId("details"), data, chosen, view, choose, drawChosen);
+  }
+
+  /** A run with the full cache and one that is otherwise the same, so that there is a comparison to look at. */
+  function firstChoice() {
+    const same = (one, two) => ["attn", "quant_mode", "dtype", "model"].every((key) => one[key] === two[key]);
+    for (const scope of allScopes) {
+      const fulls = scope.rows.filter((row) => runOf(row).kv_mode === "none");
+      fulls.sort((a, b) => (runOf(b).quant_mode === "none") - (runOf(a).quant_mode === "none"));
+      for (const full of fulls) {
+        const pruned = scope.rows.find((row) => runOf(row).kv_mode !== "none" && same(runOf(row), runOf(full)));
+        if (pruned) return [full.run, pruned.run];
+      }
+    }
+    return [0];
+  }
+
+  const different = (key) => [...new Set(data.runs.map((run) => run[key]))].join(", ");
+  byId("about").textContent = `Runs: ${figure(data.runs.length, 0)}. Data: ${different("task")}. Models: ${different("model")}.`;
+  drawFilters();
+  chosen = firstChoice();
+  draw();
+  drawChosen();
+  new ResizeObserver(() => drawCharts()).observe(byId("charts"));
+}
+
+/** Value -> its place among the different values, sorted, `first` before all others. */
+function ranks(values, first) {
+  const different = [...new Set(values)].sort((a, b) => (b === first) - (a === first) || a.localeCompare(b));
+  return new Map(different.map((value, place) => [value, place]));
+}
+
+main();

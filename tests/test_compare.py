@@ -1,0 +1,214 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longctx import apart, compare, paired
+from longctx.config import SettingError
+from tests.saved_runs import full_results, write
+
+ROOT = Path(__file__).parents[1]
+GOOD = [0.9, 0.8, 0.7, 0.9, 0.6, 0.8, 0.75, 0.85]
+
+
+def sentence_of(first, second, names=("meteor",)):
+    runs = [full_results(scores, score_names=list(names)) for scores in (first, second)]
+    (difference,) = paired.score_differences(*runs, 512, seed=0)
+    return difference.sentence()
+
+
+def test_a_loss_and_a_gain_are_said_plainly():
+    worse = [score - 0.3 for score in GOOD]
+    worse[3] -= 0.05
+    text = sentence_of(GOOD, worse)
+    assert text.startswith("a loss of 0.306 [0.300, 0.3")
+    assert "(0.787 -> 0.481, n = 8, permutation p = 0.008)" in text
+    assert sentence_of(worse, GOOD).startswith("a gain of 0.306 [0.300, 0.3")
+
+
+def test_no_difference_says_which_loss_is_excluded():
+    other = [score + change for score, change in zip(GOOD, [0.02, -0.02] * 4, strict=True)]
+    text = sentence_of(GOOD, other)
+    assert text.startswith("no difference can be seen, a loss of more than 0.0")
+    low = paired.score_differences(full_results(GOOD), full_results(other), 512, 0)[0].interval[0]
+    bound = float(text.split("more than ")[1].split()[0])
+    assert -low <= bound < -low + 0.001
+    # Few samples of low scores: even a score of 0 would be within the interval.
+    assert "not even the loss of all of it" in sentence_of([0, 0, 0.3, 0], [0, 0.2, 0, 0])
+
+
+def test_interval_and_test_that_disagree_settle_nothing():
+    # Five signs that agree: the smallest p there is, 2/32, is no proof.
+    text = sentence_of([0.5] * 5, [0.6, 0.61, 0.7, 0.65, 0.62])
+    assert text.startswith("not settled, interval and test disagree: +0.136 [+0.1")
+    assert "p = 0.062" in text
+
+
+def test_zero_one_scores_take_mcnemar_and_others_permutation():
+    text = sentence_of([1] * 12 + [0] * 8, [0] * 12 + [0] * 8, names=("em",))
+    assert text.startswith("a loss of 0.600 [0.3")
+    assert "McNemar p < 0.001" in text
+    assert "McNemar" in sentence_of([1, 0, 1], [1, 0, 1])
+    assert "permutation" in sentence_of([1, 0.5, 1], [1, 0, 1])
+    assert "one sample says nothing" in sentence_of([1], [0])
+
+
+def test_pairs_go_by_sample_not_by_place():
+    first, second = full_results(GOOD), full_results(GOOD)
+    second["rows"].reverse()
+    (difference,) = paired.score_differences(first, second, 512, seed=0)
+    assert difference.reference == difference.other
+    assert difference.p == 1
+    # And over those that both answered.
+    fewer = full_results([0.9, None, *GOOD[2:]])
+    (difference,) = paired.score_differences(first, fewer, 512, seed=0)
+    assert difference.n == 7
+    assert difference.reference == difference.other
+
+
+def test_costs_are_ratios_of_what_both_measured():
+    first = full_results(GOOD)
+    second = full_results(GOOD, rows={"ttft_ms": 207.0, "kv_cache_gb": 0.2, "peak_gpu_mem_gb": 1.0})
+    second["rows"][2]["ms_per_token_decode"] = None
+    ratios = {ratio.name: ratio for ratio in paired.cost_ratios(first, second, 512, seed=0)}
+    assert list(ratios) == ["TTFT", "decode", "latency", "KV cache"]  # the GPU only once
+    assert ratios["TTFT"].sentence() == "longer: 2.00 times [1.95, 2.05] (103.5 -> 207.0 ms)"
+    assert ratios["KV cache"].sentence() == "60% less: 0.40 times (0.5000 -> 0.2000 GB)"
+    assert ratios["decode"].sentence().startswith("no difference can be seen: 1.00 times (5.00")
+    # Other batches: no request in common, so no interval.
+    for row in second["rows"]:
+        row["samples"] = row["samples"] * 2
+    ratio = paired.cost_ratios(first, second, 512, seed=0)[0]
+    assert ratio.interval is None
+    assert ratio.reference == 103.5
+
+
+def run_compare(tmp_path, capsys, **runs):
+    compare.compare(write(tmp_path, **runs))
+    return capsys.readouterr()
+
+
+def test_compare_prints_a_block_for_each_context(tmp_path, capsys):
+    other = full_results(
+        [score - 0.3 for score in GOOD], contexts=(512, 1024), variables={"KV_MODE": "l2"}
+    )
+    printed = run_compare(tmp_path, capsys, a=full_results(GOOD, contexts=(512, 1024)), b=other)
+    assert "sdpa, l2 0.5, against sdpa, none\n  compared: KV_MODE none -> l2\n" in printed.out
+    assert printed.out.count("a loss of 0.300") == 2
+    assert "  1,024 tokens, 8 samples\n" in printed.out
+    assert "Of 2 tests, 0.1 are expected" in printed.out
+    assert printed.err == ""
+
+
+def test_random_weights_compare_costs_alone(tmp_path, capsys):
+    runs = [full_results(GOOD) for _ in range(2)]
+    for run in runs:
+        for row in run["rows"]:
+            row["samples"][0]["meteor"] = None
+    printed = run_compare(tmp_path, capsys, a=runs[0], b=runs[1])
+    assert "TTFT" in printed.out
+    assert "tests" not in printed.out
+    assert "compared: two runs of the same settings" in printed.out
+
+
+def test_what_is_not_the_same_is_noted(tmp_path, capsys):
+    other = full_results(
+        [*GOOD[:-1], None],
+        variables={"KV_MODE": "l2", "DTYPE": "float32", "LOGDIR": "b", "NEW": 1},
+        versions={"torch": "3"},
+        device={"type": "cuda", "name": "H200"},
+        git_commit="abc",
+        prompt_format="chat template",
+    )
+    notes = run_compare(tmp_path, capsys, a=full_results(GOOD), b=other).err
+    assert "3 settings differ, so no difference has one cause" in notes
+    for part in ("device name c -> H200", "torch 2 -> 3", "git commit unknown -> abc"):
+        assert part in notes
+    assert "prompt format raw -> chat template" in notes
+    assert "1 samples at 512 tokens were answered by one of the two runs only" in notes
+    assert "LOGDIR" not in notes
+
+
+def test_only_settings_that_have_an_effect_count():
+    def meta(**variables):
+        return full_results(GOOD, variables=variables)["run_meta"]
+
+    assert apart.differing_settings(meta(), meta(KEEP_RATIO=0.7, L2_KEEP="high")) == {}
+    pruned = meta(KV_MODE="l2", L2_KEEP="low", SNAPKV_WINDOW=64)
+    changed = meta(KV_MODE="l2", L2_KEEP="high", SNAPKV_WINDOW=32, KEEP_RATIO=0.7, CONTEXTS=[1])
+    assert apart.differing_settings(pruned, changed) == {
+        "L2_KEEP": ("low", "high"),
+        "KEEP_RATIO": ("0.5", "0.7"),
+    }
+    # A setting that an old run did not know had its default.
+    assert apart.differing_settings(meta(), meta(KV_QUANT="none")) == {}
+    assert apart.differing_settings(meta(), meta(KV_QUANT="int4")) == {"KV_QUANT": ("none", "int4")}
+    assert apart.differing_settings(meta(), meta(SKIP_LAYERS=[0])) == {}
+
+
+def test_labels_differ():
+    metas = [
+        full_results(GOOD, variables=variables, run_id=f"m_{number}")["run_meta"]
+        for number, variables in enumerate(({}, {"DTYPE": "float32"}, {"KV_MODE": "l2"}, {}, {}))
+    ]
+    metas.append(metas[-1])
+    assert apart.labels(metas) == [
+        "sdpa, none, 0", "sdpa, none, DTYPE=float32", "sdpa, l2 0.5", "sdpa, none, 3",
+        "sdpa, none, 4", "sdpa, none, 4 (2)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"task": "hotpotqa"}, "task=hotpotqa: a_full.json is of narrativeqa"),
+        ({"data_fingerprint": "g", "rows": {"samples": []}}, "answered no sample that a_full.json"),
+    ],
+)
+def test_runs_over_other_samples_are_refused(tmp_path, changes, problem):
+    with pytest.raises(SettingError, match=problem):
+        compare.compare(write(tmp_path, a=full_results(GOOD), b=full_results(GOOD, **changes)))
+
+
+def test_another_fingerprint_is_refused_unless_the_shared_samples_are_known_to_agree(
+    tmp_path, capsys
+):
+    few = full_results(GOOD[:5], data_fingerprint="g", variables={"N_SAMPLES": 5})
+    notes = run_compare(tmp_path, capsys, a=full_results(GOOD), b=few).err
+    assert "another data_fingerprint than a_full.json (N_SAMPLES differ)" in notes
+    assert "their prompts' lengths agree" in notes
+    few["rows"][4]["samples"][0]["prompt_tokens"] -= 1
+    notes = run_compare(tmp_path, capsys, a=full_results(GOOD), b=few).err
+    assert "their prompts' lengths differ" in notes
+    for key, value in (("references", ["x"]), ("document_tokens", 1)):
+        few = full_results(GOOD[:5], data_fingerprint="g", variables={"USE_SUMMARY": True})
+        few["rows"][4]["samples"][0][key] = value
+        paths = write(tmp_path, a=full_results(GOOD), b=few)
+        with pytest.raises(SettingError, match=r"other samples .*\(USE_SUMMARY differ\)"):
+            compare.compare(paths)
+
+
+def test_compare_is_a_command(tmp_path):
+    def command(*files):
+        line = [sys.executable, "-m", "longctx.compare", *map(str, files)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    paths = write(tmp_path, a=full_results(GOOD), b=full_results(GOOD, variables={"DTYPE": "x"}))
+    done = command(*paths)
+    assert done.returncode == 0
+    assert all(str(path) in done.stdout for path in paths)
+    missing = command(tmp_path / "missing.json")
+    assert missing.returncode == 2
+    assert (
+        missing.stderr
+        == f"error: file={tmp_path}/missing.json: cannot be read: No such file or directory\n"
+    )
+
+
+def test_the_logs_of_the_readme_can_be_compared(capsys):
+    logs = ROOT / "logs/narrativeqa"
+    (full,) = logs.glob("smollm2-135m_sdpa_N20_B1_KVnone_*_full.json")
+    (pruned,) = logs.glob("smollm2-135m_sdpa_N20_B1_KVl2_*_full.json")
+    compare.compare([full, pruned])
+    assert "2,048 tokens, 20 samples" in capsys.readouterr().out

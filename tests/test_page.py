@@ -1,0 +1,382 @@
+"""The report page: what is in the file, and what Chromium makes of it."""
+
+import csv
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from longctx.config import SettingError
+from longctx.report import flat, page
+from longctx.report.__main__ import write as write_report
+from tests import browser
+from tests.saved_runs import full_results, write
+
+ROOT = Path(__file__).parents[1]
+# Each of them would, as markup or as code, call `alert`, make an element or end the script.
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    "<!--<script>",
+    "]]>\u2028alert(3)\u2029//",
+    "'\"><svg onload=alert(4)>",
+    "\x1b[31m\u202e${alert(5)}`$script",
+    "javascript:alert(6)",
+    "__proto__",
+    "=HYPERLINK(1)|**[x](http://x)",
+    "\ud800",
+)
+
+needs_browser = pytest.mark.skipif(browser.COMMAND is None, reason="no chromium")
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    one = browser.Browser(tmp_path_factory.mktemp("profile"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """Write the page of a folder and open it; nothing may go wrong until the test's end."""
+    chromium.problems.clear()
+    chromium.requests.clear()
+
+    def open_report(paths, width=1280, **settings):
+        output = tmp_path / "report.html"
+        write_report(paths, output, **{"samples": 20} | settings)
+        chromium.view(width, 900)
+        chromium.open(output)
+        return chromium
+
+    yield open_report
+    assert chromium.problems == []
+    assert [url for url in chromium.requests if not url.startswith("file:")] == []
+    assert len(chromium.requests) == 1
+
+
+def hostile_run(text):
+    run = full_results(
+        [0.5, 0.25], model=text, task=text, score_names=[text], command=text, prompt_format=text,
+        run_id=text, device={"name": text, text: text}, variables={text: text, "KV_MODE": text},
+        kernel={"prefill": text},
+    )  # fmt: skip
+    for row in run["rows"]:
+        row["samples"][0] |= {"sample_id": text + row["samples"][0]["sample_id"]}
+        row["samples"][0] |= {"prediction": text, "references": [text, text]}
+    return run
+
+
+def test_nothing_in_the_data_can_end_its_script_element():
+    text = page.embedded(HOSTILE)
+    assert json.loads(text) == list(HOSTILE)
+    assert text.isascii()
+    assert not set(text) & set("<>&\n")
+
+
+def test_the_page_has_no_markup_but_its_own(tmp_path):
+    class Tags(HTMLParser):
+        def __init__(self, text):
+            super().__init__()
+            self.found = []
+            self.feed(text)
+
+        def handle_starttag(self, tag, attrs):
+            self.found.append((tag, [name for name, _ in attrs]))
+
+    pages = []
+    for texts in (["plain"], HOSTILE):
+        folder = tmp_path / str(len(texts))
+        folder.mkdir()
+        paths = write(folder, **{f"r{n}": hostile_run(text) for n, text in enumerate(texts)})
+        write_report(paths, folder / "o.html", samples=5)
+        pages.append((folder / "o.html").read_text())
+    plain, hostile = map(Tags, pages)
+    assert plain.found == hostile.found
+    for part in (r'src="(?!data:)', r"\bhref=", r"innerHTML", r"@import", r"url\("):
+        assert not re.search(part, pages[0])
+
+
+def test_policy_lets_only_the_pages_own_script_run():
+    (policy,) = re.findall(r'Policy" content="([^"]*)"', page.document([], 0))
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    assert policy.count("'sha256-") == 2
+
+
+@needs_browser
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_only_text(opened, tmp_path, text):
+    chromium = opened(write(tmp_path, a=hostile_run(text), b=hostile_run(text)))
+    shown = chromium.run('document.querySelector(".answer .text").textContent')
+    assert (
+        shown.strip("\ufffd")[-6:]
+        == re.sub("[\x1b\u2028\u2029\u202e\ud800]", "\ufffd", text).strip("\ufffd")[-6:]
+    )
+    assert chromium.run('document.querySelectorAll("img, a, iframe, main script").length') == 0
+    assert chromium.run('document.querySelectorAll("script").length') == 2
+    assert chromium.run("({}).sample") is None
+    assert chromium.run('document.querySelectorAll("#table tbody tr").length') == 2
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_all_committed_logs_open_without_an_error(opened, width):
+    logs = ROOT / "logs"
+    chromium = opened([logs], width=width)
+    rows = sum(len(path.read_text().splitlines()) for path in logs.rglob("*_Q*.jsonl"))
+    assert chromium.run('document.querySelectorAll("#table tbody tr").length') == rows
+    assert chromium.run('document.querySelectorAll(".point").length') > 10
+    assert chromium.run('document.querySelectorAll(".answer").length') > 4
+    assert chromium.run("document.documentElement.scrollWidth") == width
+
+
+def cells(chromium, column):
+    return chromium.run(
+        "[...document.querySelectorAll('#table tbody tr')].filter((row) => !row.hidden)"
+        f".map((row) => row.children[{column}].textContent.trim())"
+    )
+
+
+def click(chromium, selector):
+    chromium.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+@needs_browser
+def test_table_sorts_filters_and_chooses(opened, tmp_path):
+    figures = [("none", 9.5), ("l2", None), ("tova", 100), ("l2", 20)]
+    runs = {
+        f"r{number}": full_results(
+            [0.1 * number, 0.2], run_id=f"m_{number}", variables={"KV_MODE": mode},
+            summary={"ttft_ms_p50": ttft},
+        )
+        for number, (mode, ttft) in enumerate(figures)
+    }  # fmt: skip
+    chromium = opened(write(tmp_path, **runs))
+    headings = chromium.run(
+        "[...document.querySelectorAll('thead button')].map((b) => b.textContent)"
+    )
+    column = headings.index("TTFT, ms")
+    head = f"#table thead th:nth-child({column + 1})"
+    click(chromium, f"{head} button")
+    assert cells(chromium, column) == ["9.5", "20.0", "100.0", "\u2013"]
+    assert chromium.run(f"document.querySelector('{head}').ariaSort") == "ascending"
+    click(chromium, f"{head} button")
+    assert cells(chromium, column) == ["100.0", "20.0", "9.5", "\u2013"]
+    chromium.run(
+        "(() => { const box = [...document.querySelectorAll('#filters select')]"
+        ".find((box) => [...box.options].some((option) => option.value === 'tova'));"
+        "box.value = 'l2'; box.dispatchEvent(new Event('change')); })()"
+    )
+    assert cells(chromium, column) == ["20.0", "\u2013"]
+    assert (
+        chromium.run("document.querySelectorAll('figure')[0].querySelectorAll('.point').length")
+        == 2
+    )
+    # The first two runs to compare were chosen at the start; a click takes one more.
+    assert chromium.run("document.querySelectorAll('.chip').length") == 2
+    before = chromium.run("document.querySelector('.sample').querySelectorAll('.answer').length")
+    click(chromium, "#table tbody tr:not([hidden]):not(.chosen) input")
+    assert chromium.run("document.querySelectorAll('.chip').length") == 3
+    assert (
+        chromium.run("document.querySelector('.sample').querySelectorAll('.answer').length")
+        > before
+    )
+    assert chromium.run("document.querySelector('.differs th').textContent") == "KV_MODE"
+
+
+@needs_browser
+def test_a_point_tells_its_run_and_chooses_it(opened, tmp_path):
+    runs = {f"r{n}": full_results([0.5, n / 9], run_id=f"m_{n}") for n in range(3)}
+    chromium = opened(write(tmp_path, **runs))
+    assert chromium.run("document.getElementById('tooltip').hidden")
+    box = "document.querySelectorAll('.point .shape')[2].getBoundingClientRect()"
+    x, y = (
+        chromium.run(f"{box}.{side} + {box}.{size} / 2")
+        for side, size in (("x", "width"), ("y", "height"))
+    )
+    chromium.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    shown = chromium.run("document.getElementById('tooltip').innerText")
+    assert "sdpa, none, 2" in shown
+    assert "meteor: 0.361 [0.100, 0.900]" in shown
+    assert "KV cache, GB: 0.5000" in shown
+    for kind in ("mousePressed", "mouseReleased"):
+        chromium.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    chips = chromium.run("[...document.querySelectorAll('.chip strong')].map((n) => n.textContent)")
+    assert chips == ["sdpa, none, 0", "sdpa, none, 2"]
+    # The keyboard's place is kept.
+    assert chromium.run("document.activeElement.getAttribute('aria-pressed')") == "true"
+    chromium.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter")
+    assert chromium.run("document.activeElement.getAttribute('aria-pressed')") == "false"
+    assert chromium.run("document.querySelectorAll('.chip').length") == 1
+
+
+@needs_browser
+def test_out_of_memory_random_weights_and_one_run(opened, tmp_path):
+    run = full_results([None, None], summary={"ttft_ms_p50": None})
+    chromium = opened(write(tmp_path, a=run))
+    assert "out of memory" in " ".join(cells(chromium, 3) + cells(chromium, 4))
+    assert chromium.run("document.querySelector('#charts').textContent").startswith("No run")
+
+
+@needs_browser
+def test_scores_without_any_cost(opened, tmp_path):
+    nothing = dict.fromkeys(("ttft_ms_p50", "ms_per_token_decode_p50", "kv_cache_gb"))
+    chromium = opened(write(tmp_path, a=full_results([0.5, 0.2], summary=nothing)))
+    assert "No cost was measured" in chromium.run("document.querySelector('#charts').textContent")
+
+
+@needs_browser
+def test_a_score_that_may_be_guessed_is_marked(opened, tmp_path):
+    def run(told):
+        guessing = {"chance": 0.25, "em_told_from_chance": told}
+        return full_results([1, 0, 0], score_names=["em"], summary=guessing)
+
+    chromium = opened(write(tmp_path, a=run(False), b=run(True)))
+    texts = chromium.run("[...document.querySelectorAll('.guessing')].map((n) => n.textContent)")
+    assert texts == ["not told from guessing, 0.25"]
+    text = flat.markdown([(tmp_path, run(told)) for told in (False, True)])
+    assert text.count("(cannot be told from guessing, 0.25)") == 1
+
+
+@needs_browser
+def test_pareto_front_is_what_no_other_run_beats(opened, tmp_path):
+    chromium = opened(write(tmp_path, a=full_results([0.5, 0.6])))
+    rng = random.Random(0)
+    for _ in range(20):
+        points = [
+            {"cost": rng.randint(1, 8), "score": rng.randint(1, 8)}
+            for _ in range(rng.randint(1, 15))
+        ]
+
+        def beats(one, other):
+            no_worse = one["cost"] <= other["cost"] and one["score"] >= other["score"]
+            return no_worse and one != other
+
+        wanted = [point for point in points if not any(beats(one, point) for one in points)]
+        front = chromium.run(f"paretoFront({json.dumps(points)})")
+        assert sorted(map(str, front)) == sorted(map(str, wanted))
+
+
+@needs_browser
+def test_ticks_are_round_and_within_the_axis(opened, tmp_path):
+    chromium = opened(write(tmp_path, a=full_results([0.5, 0.6])))
+    for low, high, log in ((0, 1, False), (-0.2, 0.1, False), (1e-4, 3, True), (17, 17.5, False)):
+        found = chromium.run(f"ticks({low}, {high}, {json.dumps(log)})")
+        assert 2 < len(found) < 20
+        assert all(low <= tick <= high for tick in found)
+
+
+@needs_browser
+def test_two_thousand_rows_stay_usable(opened, tmp_path):
+    contexts = (1024, 2048, 4096, 8192, 16384)
+    rng = random.Random(0)
+    for number in range(400):
+        run = full_results(
+            [0.5, 0.2], contexts=contexts, run_id=f"m_{number}",
+            variables={"KV_MODE": rng.choice(["none", "l2", "tova"])},
+            summary={"ttft_ms_p50": rng.random(), "meteor": rng.random()},
+        )  # fmt: skip
+        write(tmp_path, **{f"r{number}": run})
+    chromium = opened([tmp_path])
+    assert "2,000 of 2,000" in chromium.run("document.getElementById('count').textContent")
+    took_ms = chromium.run(
+        "(async () => { const began = performance.now();"
+        "document.querySelectorAll('thead button')[4].click(); document.body.offsetHeight;"
+        "await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));"
+        "return performance.now() - began; })()"
+    )
+    assert took_ms < 2000  # 0.1 s when nothing else runs
+    values = [float(text.replace(",", "")) for text in cells(chromium, 4)]
+    assert len(values) == 200
+    assert values == sorted(values)
+    click(chromium, "#table > div > button")
+    assert len(cells(chromium, 4)) == 400
+
+
+def test_predictions_are_as_many_as_asked_for(tmp_path):
+    run = full_results([0.1] * 9)
+    data = json.loads(
+        re.search(r'id="data">(.*?)</script>', page.document([(tmp_path, run)], 4)).group(1)
+    )
+    assert len(data["runs"][0]["predictions"]["512"]) == 4
+
+
+def test_runs_over_the_same_samples_share_a_chart_whatever_their_fingerprints():
+    def names(*runs):
+        return list(page._data_names([(Path("x"), run) for run in runs]).values())
+
+    one, two = full_results([0.1] * 3), full_results([0.3] * 3, data_fingerprint="g")
+    other = full_results([0.3] * 3, data_fingerprint="g")
+    other["rows"][1]["samples"][0]["references"] = ["else"]
+    assert names(one, two) == ["f", "f"]
+    assert names(one, other) == ["f", "g"]
+
+
+def test_csv_has_every_figure_under_its_name(tmp_path):
+    run = full_results([0.1, 0.2], contexts=(512, 1024), model="=cmd()", summary={
+        "em_by_level": {"easy": {"n": 2, "em_ci95": [0.1, 0.3]}}, "chance": None,
+    })  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(flat.csv_text([(tmp_path / "a.json", run)]))))
+    assert [row["context_tokens"] for row in rows] == ["512", "1024"]
+    assert rows[0]["meteor_ci95_low"] == "0.1"
+    assert rows[0]["em_by_level.easy.em_ci95_high"] == "0.3"
+    assert rows[0]["SKIP_LAYERS"] == "0,1"
+    assert rows[0]["chance"] == ""
+    assert rows[0]["task"] == "narrativeqa"
+
+
+def test_csv_cells_are_no_formulas(tmp_path):
+    runs = [
+        (tmp_path, full_results([0.1], kernel=None, task=text)) for text in ("=1+1", "@x", "-1")
+    ]
+    rows = list(csv.DictReader(io.StringIO(flat.csv_text(runs))))
+    assert [row["task"] for row in rows] == ["'=1+1", "'@x", "'-1"]
+
+
+def test_markdown_is_one_table(tmp_path):
+    runs = [full_results([0.1, 0.2]), full_results([None], model="a|b\n<b>`[x](y)")]
+    text = flat.markdown([(tmp_path, run) for run in runs])
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "0.150 \\[0.100, 0.900\\]" in lines[2]
+    assert r"a\|b \<b\>\`\[x\](y)" in lines[3]
+    assert "out of memory" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("paths", "output", "problem"),
+    [
+        (["."], "o.pdf", r"-o=.*o\.pdf: should end in one of \.html, \.csv, \.md"),
+        (["nowhere"], "o.html", "there is no such file or folder"),
+        (["."], "o.html", "has no results"),
+        (["."], "missing/o.html", "cannot be written: No such file"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(tmp_path, paths, output, problem):
+    if "missing" in output:
+        write(tmp_path, a=full_results([0.5]))
+    with pytest.raises(SettingError, match=problem):
+        write_report([tmp_path / path for path in paths], tmp_path / output, samples=1)
+
+
+def test_report_is_a_command(tmp_path):
+    def command(*arguments):
+        line = [sys.executable, "-m", "longctx.report", *map(str, arguments)]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = command("logs", "-o", tmp_path / "all.csv")
+    assert done.returncode == 0
+    assert done.stdout.strip() == str(tmp_path / "all.csv")
+    assert "left out, no full results: logs/kvpress_indices.json" in done.stderr
+    missing = command(tmp_path / "nothing", "-o", tmp_path / "x.md")
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: path=")

@@ -1,0 +1,116 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from longctx import statistics
+
+Z2 = 1.959963984540054**2
+
+
+def test_sign_flips_are_counted_exactly():
+    assert statistics.sign_flip_p([0.1, 0.2, 0.3], seed=0) == pytest.approx(2 / 8)
+    assert statistics.sign_flip_p([0.1] * 5, seed=0) == pytest.approx(2 / 32)
+    assert statistics.sign_flip_p([0.1] * 5 + [0.0] * 50, seed=0) == pytest.approx(2 / 32)
+    assert statistics.sign_flip_p([0.0] * 9, seed=0) == 1
+    assert statistics.sign_flip_p([0.0, 0.4], seed=0) == 1
+    assert statistics.sign_flip_p([], seed=0) == 1
+    values = np.random.default_rng(3).normal(0.2, 0.5, 9)
+    means = [np.mean(values * signs) for signs in itertools.product((1, -1), repeat=9)]
+    beyond = np.mean(np.abs(means) >= abs(values.mean()) - 1e-12)
+    assert statistics.sign_flip_p(list(values), seed=0) == pytest.approx(beyond)
+
+
+def test_many_differences_are_drawn_with_the_seed():
+    values = list(np.random.default_rng(0).normal(0.1, 0.5, 60))
+    p = statistics.sign_flip_p(values, seed=0)
+    assert p == statistics.sign_flip_p(values, seed=0)
+    t_like = statistics.sign_flip_p([-value for value in values], seed=1)
+    assert p == pytest.approx(t_like, abs=0.02)
+    assert 0 < statistics.sign_flip_p([0.3] * 40, seed=0) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("gains", "losses", "p"),
+    [(0, 0, 1), (1, 0, 1), (5, 5, 1), (1, 9, 22 / 1024), (9, 1, 22 / 1024), (0, 6, 2 / 64)],
+)
+def test_mcnemar_is_the_binomial_test_of_the_pairs_that_differ(gains, losses, p):
+    assert statistics.mcnemar_p(gains, losses) == pytest.approx(p)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 20, 41])
+def test_tangos_interval_agrees_with_mcnemar_at_no_difference(count):
+    for gains in range(count + 1):
+        for losses in range(count + 1 - gains):
+            low, high = statistics.paired_proportion_interval(gains, losses, count)
+            estimate = (gains - losses) / count
+            assert -1 <= low <= estimate <= high <= 1
+            assert high - low > 0.02
+            mirrored = statistics.paired_proportion_interval(losses, gains, count)
+            assert [-mirrored[1], -mirrored[0]] == pytest.approx([low, high], abs=1e-6)
+            is_seen = gains + losses > 0 and (gains - losses) ** 2 > Z2 * (gains + losses)
+            assert is_seen == (not low <= 0 <= high)
+
+
+def test_tangos_interval_without_any_pair_that_differs():
+    # There it can be written down: z² / (n + z²).
+    for count in (2, 20, 503):
+        bound = Z2 / (count + Z2)
+        interval = statistics.paired_proportion_interval(0, 0, count)
+        assert interval == pytest.approx([-bound, bound], abs=1e-6)
+    assert statistics.paired_proportion_interval(1, 0, 1) is None
+
+
+def test_equal_differences_have_an_interval_with_a_width():
+    low, high = statistics.paired_interval([0.0] * 20, seed=0)
+    assert low == -high
+    assert high == pytest.approx(1 - 0.025 ** (1 / 20))
+    low, high = statistics.paired_interval([0.25] * 10, seed=0)
+    assert low < 0.25 < high <= 1
+    assert statistics.paired_interval([0.5], seed=0) is None
+
+
+def test_rates_over_many_draws_are_near_what_they_claim():
+    """Pairs of two runs that are exchangeable: false positives, and intervals that hold 0."""
+    rng = np.random.default_rng(0)
+    trials, count = 250, 12
+    positives = held = 0
+    for seed in range(trials):
+        # METEOR-like: many zeros, some parts, some hits.
+        pairs = rng.choice([0, 0, 0.1, 0.25, 0.6, 1.0], (count, 2)) * rng.uniform(
+            0.8, 1, (count, 2)
+        )
+        differences = list(pairs[:, 1] - pairs[:, 0])
+        positives += statistics.sign_flip_p(differences, seed) < 0.05
+        low, high = statistics.paired_interval(differences, seed)
+        held += low <= 0 <= high
+    spread = 3 * math.sqrt(0.05 * 0.95 / trials)
+    assert 0.05 - spread < positives / trials < 0.05 + spread
+    assert held / trials > 0.95 - spread
+
+
+def test_rates_of_right_and_wrong_answers_too():
+    rng = np.random.default_rng(1)
+    trials, count = 400, 40
+    positives = held = 0
+    for _ in range(trials):
+        pairs = rng.random((count, 2)) < 0.4
+        gains = int((pairs[:, 1] & ~pairs[:, 0]).sum())
+        losses = int((pairs[:, 0] & ~pairs[:, 1]).sum())
+        positives += statistics.mcnemar_p(gains, losses) < 0.05
+        low, high = statistics.paired_proportion_interval(gains, losses, count)
+        held += low <= 0 <= high
+    spread = 3 * math.sqrt(0.05 * 0.95 / trials)
+    assert 0 < positives / trials < 0.05 + spread  # an exact test of counts errs on the safe side
+    assert 0.95 - spread < held / trials < 1
+
+
+def test_ratio_of_medians():
+    reference = [1.0, 5.0, 2.0, 9.0, 4.0]
+    assert statistics.ratio_interval(reference, [2 * x for x in reference], 0) == [2, 2]
+    rng = np.random.default_rng(0)
+    before = rng.uniform(90, 110, 40)
+    low, high = statistics.ratio_interval(list(before), list(before * rng.uniform(1.1, 1.3, 40)), 0)
+    assert 1.1 < low < 1.2 < high < 1.3
+    assert statistics.ratio_interval([1.0], [2.0], 0) is None
