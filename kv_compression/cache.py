@@ -10,7 +10,8 @@ import copy
 from collections.abc import Sequence
 from typing import overload
 
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, QuantizedLayer
 
 from kv_compression.layer import PrunedLayer
 from kv_compression.measure import Stopwatch
@@ -95,8 +96,8 @@ def l2_compress(
     """Keep the tokens whose keys have the lowest L2 norm (arXiv 2406.11430), in their order.
 
     past_key_values: a Cache, or a sequence of (key, value) pairs, each (B, H, S, D), one a layer,
-        without padding. It is left as it was; what comes back is of the same kind and shares no
-        memory with it in the layers that were pruned.
+        without padding, which only a PrunedCache knows of. It is left as it was; what comes back
+        is of the same kind and shares no memory with it in the layers that were pruned.
     keep_ratio: share of tokens kept, in (0, 1]; ceil(keep_ratio * S) stay, of equal norms
         the earlier.
     prune_after: a layer with fewer tokens is left whole.
@@ -108,30 +109,21 @@ def l2_compress(
     different length work for one new token at a time only; `generation.generate` has no such limit.
 
     Raises ValueError for arguments out of range and for a cache with sliding-window or other
-    layers that do not hold every token.
+    layers that do not hold every token as it was.
     """
     pruning = Pruning(L2(keep), keep_ratio, prune_after, tuple(skip_layers))
-    pairs: list[KeyValue] = []
-    seen: list[int] = []
     if isinstance(past_key_values, Cache):
-        for cache_layer in past_key_values.layers:
-            if not isinstance(cache_layer, DynamicLayer) or cache_layer.is_sliding:
-                raise ValueError(f"l2_compress cannot prune a {type(cache_layer).__name__}")
-            assert cache_layer.keys is not None
-            assert cache_layer.values is not None
-            pairs.append((cache_layer.keys, cache_layer.values))
-            seen.append(cache_layer.get_seq_length())
+        stored = [_stored(cache_layer) for cache_layer in past_key_values.layers]
     else:
-        pairs = [(key, value) for key, value, *_ in past_key_values]
-        seen = [key.shape[2] for key, _ in pairs]
-    check_skip_layers(pruning.skip_layers, len(pairs))
+        stored = [(key, value, None, key.shape[2]) for key, value, *_ in past_key_values]
+    check_skip_layers(pruning.skip_layers, len(stored))
 
     layers = []
-    for layer_idx, (key, value) in enumerate(pairs):
-        layer = PrunedLayer(None if layer_idx in pruning.skip_layers else pruning)
+    for layer_idx, (key, value, starts, seen_tokens) in enumerate(stored):
+        layer = PrunedLayer(None if layer_idx in pruning.skip_layers else pruning, starts)
         layer.update(key, value)
         layer.settle()
-        layer.seen_tokens = seen[layer_idx]
+        layer.seen_tokens = seen_tokens
         layers.append(layer)
     if isinstance(past_key_values, Cache):
         compressed = copy.copy(past_key_values)
@@ -139,3 +131,15 @@ def l2_compress(
         return compressed
     result = [(layer.keys, layer.values) for layer in layers]
     return tuple(result) if isinstance(past_key_values, tuple) else result
+
+
+def _stored(layer: object) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...] | None, int]:
+    """Keys, values, starts and tokens seen. Raises ValueError for a layer that lacks tokens."""
+    is_whole = isinstance(layer, DynamicLayer) and not layer.is_sliding
+    if not is_whole or isinstance(layer, QuantizedLayer) or getattr(layer, "kv_bits", None):
+        kind = "quantized layer" if is_whole else type(layer).__name__
+        raise ValueError(f"l2_compress cannot prune a {kind}")
+    assert isinstance(layer, DynamicLayer)
+    assert layer.keys is not None
+    assert layer.values is not None
+    return layer.keys, layer.values, getattr(layer, "starts", None), layer.get_seq_length()

@@ -18,6 +18,7 @@ _GROUP_OF_PREFIX = {
     "decode_ms": "latency",
     "ms_per_token": "latency",
     "tok_per_s": "throughput",
+    "samples_per_s": "throughput",
     "peak_": "memory",
     "kv_cache_gb": "memory",
     "block_sparsity_pct": "latency",

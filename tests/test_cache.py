@@ -157,3 +157,24 @@ def test_what_a_pruned_cache_cannot_do_it_refuses():
             refused()
     with pytest.raises(ValueError, match="no layer 7"):
         PrunedCache(4, Pruning(L2(), skip_layers=(7,)))
+
+
+def test_l2_compress_of_a_padded_pruned_cache_keeps_no_padding():
+    (key, value), *_ = pairs(layers=1, stored=12, rows=2)
+    key[1, :, :7] = 0  # padding of the lowest norm
+    cache = PrunedCache(1, starts=(0, 7))
+    cache.update(key, value, 0)
+    cache.layers[0].settle()
+    compressed = l2_compress(cache, keep_ratio=0.5, prune_after=0)
+    assert compressed.layers[0].starts == (0, 3)
+    expected, _ = lowest_norms(key[1:, :, 7:], value[1:, :, 7:], 3)
+    assert torch.equal(compressed.layers[0].keys[1, :, 3:], expected[0])
+
+
+def test_l2_compress_refuses_what_is_quantized():
+    (key, value), *_ = pairs(layers=1)
+    cache = PrunedCache(1, kv_bits=8)
+    cache.update(key, value, 0)
+    cache.layers[0].settle()
+    with pytest.raises(ValueError, match="quantized"):
+        l2_compress(cache)

@@ -1,8 +1,10 @@
 """`generate_with_l2_compress` against `model.generate`."""
 
+import pytest
 import torch
 
 from kv_compression.kv_l2_dynamic import generate_with_l2_compress
+from tests import oracle
 from tests.models import batch, tiny
 from tests.test_generation import LENGTHS, reference_tokens
 
@@ -48,3 +50,22 @@ def test_generate_with_l2_compress_prunes_and_puts_the_attention_back():
     assert torch.equal(whole, model.generate(input_ids, max_new_tokens=20, do_sample=False))
     assert not torch.equal(whole, pruned)
     assert model.config._attn_implementation == "eager"
+
+
+def test_a_question_is_read_against_the_pruned_context():
+    model, (input_ids, mask) = tiny(), batch([50, 33])
+    arguments = {"keep_ratio": 0.3, "prune_after": 0, "max_new_tokens": 8}
+    inputs = {"input_ids": input_ids, "attention_mask": mask}
+    both, _ = generate_with_l2_compress(
+        model, Tokenizer(), inputs, **arguments, question_tokens=[7, 4]
+    )
+    for row, (length, question) in enumerate([(50, 7), (33, 4)]):
+        alone = input_ids[row : row + 1, -length:]
+        output, _ = generate_with_l2_compress(
+            model, Tokenizer(), alone, **arguments, question_tokens=question
+        )
+        answer = output[0, length:].tolist()
+        assert both[row, 50:].tolist() == answer
+        assert answer == oracle.tokens("llama", alone, answer, length - question, 0.3)
+    with pytest.raises(ValueError, match="at least one token of context"):
+        generate_with_l2_compress(model, Tokenizer(), inputs, question_tokens=33)
