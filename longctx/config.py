@@ -258,7 +258,7 @@ def help_text(cls: type) -> str:
 
 
 def markdown_tables(scripts: Mapping[str, type]) -> str:
-    """The README's tables: the variables that `scripts` share, then those in which they differ.
+    """The tables of docs/settings.md: variables that `scripts` share, then those that differ.
 
     scripts: settings classes by the name of their script.
     """
@@ -299,7 +299,7 @@ def description(known: Variable) -> str:
 
 
 def main() -> None:
-    """Print the README's tables: `python -m longctx.config narrativeqa_eval ...`."""
+    """Print the tables of docs/settings.md: `python -m longctx.config narrativeqa_eval ...`."""
     parser = argparse.ArgumentParser(prog="python -m longctx.config", description=main.__doc__)
     parser.add_argument("scripts", nargs="+", metavar="SCRIPT")
     names = parser.parse_args().scripts

@@ -35,11 +35,14 @@ def run(tiny_folder, logdir, script=narrativeqa_eval, **changes):
     return runner.Run(script.TASK, *config.read(script.TASK.settings, values)).execute()
 
 
-def start(tiny_folder, logdir, launcher=(), **changes):
-    """The process of a run of its own; `launcher` holds arguments of torch.distributed.run."""
+def start(tiny_folder, logdir, launcher=(), program=None, **changes):
+    """The process of a run of its own; `launcher` holds arguments of torch.distributed.run.
+
+    program: the command line in place of Python and the script.
+    """
     before = ["-m", "torch.distributed.run", *launcher] if launcher else []
     return subprocess.Popen(
-        [sys.executable, *before, "narrativeqa_eval.py"],
+        program or [sys.executable, *before, "narrativeqa_eval.py"],
         cwd=ROOT,
         env=os.environ | {"PYTHONWARNINGS": "ignore"} | environ(tiny_folder, logdir, **changes),
         stderr=subprocess.PIPE,

@@ -59,23 +59,6 @@ def test_ordinary_variables_are_not_taken_for_misspelt_ones(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_readme_holds_the_generated_tables():
-    readme = (ROOT / "README.md").read_text()
-    scripts = {name: script.TASK.settings for name, script in SCRIPTS.items()}
-    assert config.markdown_tables(scripts) in readme
-
-
-def test_the_readmes_one_liners_are_valid_settings():
-    readme = (ROOT / "README.md").read_text()
-    found = re.findall(r"^((?:[A-Z_0-9]+=\S+ )+)python (\w+_eval)\.py", readme, re.M)
-    assert {script for _, script in found} == set(SCRIPTS)
-    assert len(found) >= 14
-    for command, script in found:
-        pairs = dict(part.split("=", 1) for part in command.split())
-        _, environment = config.read(SCRIPTS[script].TASK.settings, pairs)
-        assert environment.is_set == set(pairs)
-
-
 @pytest.mark.parametrize("name", ["longctx", "kv_compression", "context_histograms"])
 def test_the_environment_is_read_in_one_place(name):
     readers = [

@@ -1,5 +1,4 @@
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from context_histograms import (
     plot_longbench_tokens,
     plot_narrativeqa_tokens,
 )
-from longctx import config, data
+from longctx import data
 from longctx.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -109,15 +108,3 @@ def test_without_matplotlib_nothing_is_counted(name, tmp_path, monkeypatch, caps
     assert capsys.readouterr().err == (
         "error: figures need the package matplotlib: pip install matplotlib\n"
     )
-
-
-def test_the_readmes_commands_are_valid_settings():
-    readme = (ROOT / "README.md").read_text()
-    classes = {f"plot_{name}_tokens": settings for name, (settings, _) in SCRIPTS.items()}
-    classes["count_tokens"] = count_tokens.CountSettings
-    commands = re.findall(r"^((?:[A-Z_]+=\S+ )+)python context_histograms/(\w+)\.py", readme, re.M)
-    assert {script for _, script in commands} == set(classes)
-    for variables, script in commands:
-        pairs = dict(part.split("=", 1) for part in variables.split())
-        _, environ = config.read(classes[script], pairs)
-        assert environ.is_set == set(pairs)

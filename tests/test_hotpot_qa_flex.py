@@ -106,10 +106,3 @@ def test_logs_go_into_the_folder_of_the_pipeline_from_wherever_it_is_started(mon
     logdir = Path(names["HotpotQAFlexSettings"]().logdir)
     assert not logdir.is_absolute()
     assert logdir.resolve() == ROOT / "flex_pipeline" / "logs"
-
-
-def test_the_readme_holds_the_masks_variables():
-    table = config.markdown_tables({"hotpot_qa_flex": TASK.settings}).splitlines()
-    rows = [line for line in table if line.startswith("| `MASK_")]
-    assert len(rows) == 5
-    assert "\n".join(rows) in (ROOT / "README.md").read_text()

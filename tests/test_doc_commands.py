@@ -1,0 +1,200 @@
+"""What README and docs/ say of commands, settings and each other holds."""
+
+import argparse
+import os
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+import hotpotqa_eval
+import longbench_kv_eval
+import narrativeqa_eval
+from context_histograms import count_tokens, plot_longbench_tokens, plot_narrativeqa_tokens
+from flex_pipeline import hotpot_qa_flex
+from longctx import config
+from tests import docs
+from tests.runs import start
+from tests.test_workers import free_port
+
+EVALUATIONS = {
+    f"{script.__name__}.py": script.TASK.settings
+    for script in (narrativeqa_eval, longbench_kv_eval, hotpotqa_eval)
+}
+COUNTS = {
+    "context_histograms/count_tokens.py": count_tokens.CountSettings,
+    "context_histograms/plot_narrativeqa_tokens.py": plot_narrativeqa_tokens.NarrativeQASettings,
+    "context_histograms/plot_longbench_tokens.py": plot_longbench_tokens.LongBenchSettings,
+}
+FLEX = {"flex_pipeline/hotpot_qa_flex.py": hotpot_qa_flex.TASK.settings}
+SETTINGS = EVALUATIONS | COUNTS | FLEX
+# Settings of the process, not of a script.
+PROCESS = {"OMP_NUM_THREADS", "PYTHONWARNINGS"}
+SLURM = docs.ROOT / "docs" / "slurm.sh"
+
+
+class Parsed(Exception):
+    """Raised when a script has read its arguments."""
+
+
+def names(tables):
+    return {re.sub(r".*/|\.py", "", path): settings for path, settings in tables.items()}
+
+
+def test_the_settings_page_holds_the_generated_tables():
+    page = (docs.ROOT / "docs" / "settings.md").read_text()
+    for scripts in (EVALUATIONS, COUNTS):
+        assert config.markdown_tables(names(scripts)) in page
+    rows = [
+        line
+        for line in config.markdown_tables(names(FLEX)).splitlines()
+        if line.startswith("| `MASK_")
+    ]
+    assert len(rows) == 5
+    assert "\n".join(rows) in page
+
+
+def run_as_main(argv):
+    if argv[0] == "-m":
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(os.path.abspath(argv[0]), run_name="__main__")
+
+
+def arguments_of(argv, where, monkeypatch):
+    """A Python program's arguments as it reads them; one that it refuses ends the test."""
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *_):
+        raise Parsed(real(self))
+
+    with monkeypatch.context() as patch:
+        patch.chdir(where)
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "path", [str(docs.ROOT), *sys.path])
+        patch.setattr(sys, "argv", argv[1:] if argv[0] == "-m" else argv)
+        with pytest.raises(Parsed) as parsed:
+            run_as_main(argv)
+    return parsed.value.args[0]
+
+
+def check_settings(script, variables):
+    _, environment = config.read(SETTINGS[script], variables)
+    assert environment.is_set == set(variables)
+
+
+def check_python(argv, variables, where, monkeypatch):
+    parsed = arguments_of(argv, where, monkeypatch)
+    if argv[0] == "-m":
+        assert not variables
+        return
+    script = str((where / argv[0]).relative_to(docs.ROOT))
+    if script in SETTINGS:
+        check_settings(script, variables)
+    if script == "flex_pipeline/benchmark_cmd.py":
+        of_cells = SETTINGS[str(parsed.script.resolve().relative_to(docs.ROOT))]
+        for name, values in parsed.set + parsed.grid:
+            for value in values if name not in PROCESS else ():
+                _, environment = config.read(of_cells, {name: value})
+                assert environment.is_set == {name}
+
+
+def check(command, monkeypatch):
+    program, *arguments = command.arguments
+    match program:
+        case "make":
+            targets = re.findall(r"^([\w-]+):", (docs.ROOT / "Makefile").read_text(), re.M)
+            assert set(arguments) <= set(targets)
+        case "sbatch":
+            file, *script = arguments
+            assert docs.ROOT / file == SLURM
+            check_settings(*(script or ["narrativeqa_eval.py"]), command.variables)
+        case "torchrun":
+            parsed = get_args_parser().parse_args(arguments)
+            check_python([parsed.training_script], command.variables, command.folder, monkeypatch)
+        case "python":
+            check_python(arguments, command.variables, command.folder, monkeypatch)
+
+
+@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_can_be_run(document, tmp_path, monkeypatch, capsys):
+    if document.name == "extending.md":
+        pytest.skip("its commands are run by tests/test_docs.py")
+    blocks = docs.blocks(document.read_text(), "bash")
+    calls = [call for block in blocks for call in docs.commands(block, tmp_path)]
+    for call in calls:
+        check(call, monkeypatch)
+    notes = capsys.readouterr().err
+    assert "is not a setting" not in notes
+    if document.name == "README.md":
+        scripts = {argument for call in calls for argument in call.arguments}
+        assert set(EVALUATIONS) <= scripts
+        assert len(calls) >= 17
+
+
+def slug(heading):
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.is_file(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+            assert anchor in map(slug, headings), link
+
+
+def test_every_document_can_be_found_from_the_readme():
+    readme = docs.DOCUMENTS[0].read_text()
+    for document in docs.DOCUMENTS[1:]:
+        assert f"(docs/{document.name}" in readme
+
+
+@pytest.mark.model
+@pytest.mark.timeout(400)
+def test_the_slurm_example_runs_on_two_agents_of_one_machine(tiny_folder, tmp_path, monkeypatch):
+    """srun and scontrol are stand-ins: each machine's task is a torchrun of its own, here."""
+    programs = {
+        "scontrol": 'test "$*" = "show hostnames node[1-2]"\necho 127.0.0.1\necho 127.0.0.1',
+        "srun": 'pids=""\nfor node in 1 2; do "$@" & pids="$pids $!"; done\n'
+        "for pid in $pids; do wait $pid || exit 1; done",
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash -e\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    slurm = {
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "1",
+        "SLURM_CPUS_PER_TASK": "1",
+        "SLURM_JOB_ID": free_port(),
+    }
+    logdir = tmp_path / "logs"
+    for _ in range(2):
+        process = start(
+            tiny_folder, logdir, program=[str(SLURM)], N_SAMPLES="3", CONTEXTS="200", **slurm
+        )
+        _, notes = process.communicate(timeout=170)
+        assert process.returncode == 0, notes
+    # The second time it is done already.
+    assert "SKIP_DONE: these settings have their results" in notes
+    (path,) = logdir.glob("*_full.json")
+    assert '"n_processes": 2' in path.read_text()
+
+
+def test_the_slurm_example_asks_for_what_it_describes():
+    subprocess.run(["bash", "-n", str(SLURM)], check=True)
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", SLURM.read_text(), re.M))
+    assert (asked["nodes"], asked["gpus-per-node"], asked["ntasks-per-node"]) == ("2", "4", "1")
+    assert asked["signal"] == "TERM@120"
