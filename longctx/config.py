@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from kv_compression import methods
-from longctx import quantization
+from longctx import quantization, redaction
 from longctx.console import notice
 
 Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
@@ -31,10 +31,10 @@ class CannotRunError(ValueError):
 
 
 class SettingError(CannotRunError):
-    """A setting that cannot be used."""
+    """A setting that cannot be used; what has the shape of a secret is masked."""
 
     def __init__(self, variable: str, value: object, problem: str):
-        super().__init__(f"{variable}={value}: {problem}")
+        super().__init__(redaction.masked(f"{variable}={value}: {problem}"))
 
 
 def variable(
@@ -208,11 +208,16 @@ def read(
     """
     environ = os.environ if environ is None else environ
     declared = variables(cls)
+    given = {known.name: environ[known.name] for known in declared if known.name in environ}
+    secrets = redaction.secrets_of(environ)
+    for name, value in given.items():
+        if (shown := redaction.masked(value, secrets)) != value:
+            raise SettingError(name, shown, "holds a password or token, which results would show")
     values = {
-        known.name: known.parse(environ[known.name]) if known.name in environ else known.default
+        known.name: known.parse(given[known.name]) if known.name in given else known.default
         for known in declared
     }
-    is_set = frozenset(known.name for known in declared if known.name in environ)
+    is_set = frozenset(given)
     _warn_of_misspellings(environ, [known.name for known in declared])
     for known in declared:
         condition = known.unused_when
@@ -230,8 +235,10 @@ def without_settings(cls: type) -> dict[str, str]:
     Settings of `cls` that can change a figure are left out, with a notice for each.
     """
     left_out = {known.name for known in variables(cls) if known.changes_results}
+    secrets = redaction.secrets_of(os.environ)
     for name in sorted(left_out & set(os.environ)):
-        notice(f"{name}={os.environ[name]} of the environment is not passed on")
+        value = redaction.masked(os.environ[name], secrets)
+        notice(f"{name}={value} of the environment is not passed on")
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
