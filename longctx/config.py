@@ -217,16 +217,15 @@ def read(
         known.name: known.parse(given[known.name]) if known.name in given else known.default
         for known in declared
     }
-    is_set = frozenset(given)
     _warn_of_misspellings(environ, [known.name for known in declared])
     for known in declared:
         condition = known.unused_when
         if known.owner is not None and values[known.owner[0]] != known.owner[1]:
             condition = (known.owner[0], values[known.owner[0]])
-        if known.name in is_set and condition and values[condition[0]] in condition[1:]:
+        if known.name in given and condition and values[condition[0]] in condition[1:]:
             notice(f"{known.name} has no effect with {condition[0]}={values[condition[0]]}")
     own = {known.field: values[known.name] for known in declared if known.owner is None}
-    return cls(**own), Environment(values, is_set, declared, Launch.of(environ))
+    return cls(**own), Environment(values, frozenset(given), declared, Launch.of(environ))
 
 
 def without_settings(cls: type) -> dict[str, str]:
@@ -235,19 +234,22 @@ def without_settings(cls: type) -> dict[str, str]:
     Settings of `cls` that can change a figure are left out, with a notice for each.
     """
     left_out = {known.name for known in variables(cls) if known.changes_results}
-    secrets = redaction.secrets_of(os.environ)
     for name in sorted(left_out & set(os.environ)):
-        value = redaction.masked(os.environ[name], secrets)
+        value = redaction.masked(os.environ[name], redaction.secrets_of(os.environ))
         notice(f"{name}={value} of the environment is not passed on")
     return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
+def tell_libraries(name: str, value: str) -> None:
+    """Set a variable that only a library reads."""
+    os.environ[name] = value
 
 
 def _warn_of_misspellings(environ: Mapping[str, str], known: list[str]) -> None:
     for name in environ:
         if name in known or len(name) < 5 or not name.isupper():
             continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.87)
-        if close:
+        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.87):
             notice(f"{name} is not a setting; did you mean {close[0]}?")
 
 

@@ -1,7 +1,6 @@
 """Tokenizer and model, from the hub, a folder, a package or random weights."""
 
 import gc
-import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ from transformers.utils import logging
 
 from kv_compression.pruning import check_skip_layers
 from longctx import builtin, hub
-from longctx.config import SettingError
+from longctx.config import SettingError, tell_libraries
 from longctx.console import notice
 from longctx.quantization import Quantization
 from longctx.redaction import reason
@@ -209,7 +208,7 @@ def load(
     logging.disable_progress_bar()
     # Where a hub model has no safetensors, transformers would ask a third party to convert it, and
     # load what that party proposes.
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    tell_libraries("DISABLE_SAFETENSORS_CONVERSION", "1")
     if not settings.use_safetensors:
         notice(
             f"USE_SAFETENSORS is off: pickled weights of {settings.model_id} are read where it has "

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.modeling_utils import is_env_variable_true
 
 import hotpotqa_eval
 from longctx import console, requests, results, runner
@@ -155,8 +156,9 @@ class Payload:
 
 
 def test_pickled_weights_are_read_only_when_asked_for_and_call_nothing(
-    tiny_folder, tmp_path, capsys
+    tiny_folder, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
     folder, settings = tmp_path / "pickled", {"CONTEXTS": "200", "N_SAMPLES": "1"}
     shutil.copytree(tiny_folder, folder)
     weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
@@ -166,6 +168,8 @@ def test_pickled_weights_are_read_only_when_asked_for_and_call_nothing(
         run(folder, tmp_path, **settings)
     assert not list(tmp_path.glob("*.json*"))
     assert "USE_SAFETENSORS" not in capsys.readouterr().err
+    # Else transformers has weights converted by others, and loads what they propose.
+    assert is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")
     pickled = run(folder, tmp_path, USE_SAFETENSORS="false", **settings)
     assert "USE_SAFETENSORS is off: pickled weights of" in capsys.readouterr().err
     known = run(tiny_folder, tmp_path, USE_SAFETENSORS="false", **settings)
