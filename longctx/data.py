@@ -11,6 +11,7 @@ from typing import Any
 from longctx import hub
 from longctx.config import SettingError
 from longctx.console import notice
+from longctx.redaction import reason
 from longctx.settings import Settings
 
 NO_RECORDS = "holds no records"
@@ -103,12 +104,11 @@ def _clear_errors(dataset_id: str, is_file: bool) -> Iterator[None]:
 
 
 def _problem(error: Exception, is_file: bool) -> str:
-    detail = (str(error).strip() or type(error).__name__).splitlines()[0]
     if is_file:
-        return f"cannot be read: {detail}"
+        return f"cannot be read: {reason(error)}"
     return (
-        f"cannot be had from the hub: {detail} (gated: `hf auth login`; without a network: a local "
-        f"file, or DATASET_ID=synthetic)"
+        f"cannot be had from the hub: {reason(error)} (gated: `hf auth login`; without a network: "
+        f"a local file, or DATASET_ID=synthetic)"
     )
 
 

@@ -43,6 +43,7 @@ _STATEMENTS = (
     re.compile(
         r"(?i:\b(?:choose|select|pick|go with|opt for)\s+(?:(?:option|choice|answer)\s+)?)" + _LABEL
     ),
+    re.compile(rf"(?i:\b(?:it is|it's|it must be|say)\s+)(?:{_BRACKETED}|([A-D]){_END})"),
     re.compile(
         rf"(?:{_BRACKETED}|(?:^|\n|[,;.]\s|(?i:\b(?:option|choice|answer|think|believe|that)\s))"
         r"\s*([A-D]))(?i:\s+is\s+(?:(?:the|most|likely|probably)\s+)*"
@@ -51,7 +52,9 @@ _STATEMENTS = (
     re.compile(r"\\boxed\{\s*(?:\\text\w*\{)?\s*\(?([A-D])\)?\s*\}"),
     re.compile(r"答案(?:应该|应)?[是为选:\s]*\(?([A-D])(?!\w)"),
 )
-_MENTION = re.compile(rf"[(\[{{]\s*([A-D])\s*[)\]}}]|(?i:\b(?:option|choice)\s)\(?([A-D])\)?{_END}")
+_MENTION = re.compile(
+    rf"[(\[{{]\s*([A-D])\s*[)\]}}]|(?i:\b(?:option|choice)[\s:]+)(?:{_BRACKETED}|([A-D]){_END})"
+)
 _DENIED_BEFORE = re.compile(r"(?i)(?:\bnot|n't|\bnever|\bneither|\bnor)\s+(?:\w+\s+)?$")
 _DENIED_AFTER = re.compile(
     r"(?i)[)\]]?:?\s*(?:(?:is|was|seems|appears|would be|can be)\s+(?:clearly |also )?"

@@ -1,6 +1,7 @@
 """Tokenizer and model, from the hub, a folder, a package or random weights."""
 
 import gc
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,12 +27,15 @@ from transformers.utils import logging
 
 from kv_compression.pruning import check_skip_layers
 from longctx import builtin, hub
-from longctx.config import SettingError
+from longctx.config import SettingError, tell_libraries
 from longctx.console import notice
 from longctx.quantization import Quantization
+from longctx.redaction import reason
 from longctx.settings import Settings
 
 _RANDOM_PREFIX = "random/"
+# How transformers says so, of a folder and of a hub model.
+_NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")
 
 
 def _rope(theta: float) -> dict[str, Any]:
@@ -115,6 +120,8 @@ def find(settings: Settings) -> ModelSource:
         path, config = _builtin_folder("smollm2-135m", model_id), _RANDOM_SHAPES[shape]
     else:
         path = _path(model_id)
+        if trust_remote_code:
+            _note_remote_code(model_id)
         with _clear_errors(model_id):
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     tokenizer = _tokenizer(path, model_id, trust_remote_code)
@@ -128,7 +135,13 @@ def find_tokenizer(model_id: str, trust_remote_code: bool) -> PreTrainedTokenize
     """The model's fast tokenizer, without its config. Raises SettingError."""
     if model_id.startswith(_RANDOM_PREFIX):
         raise SettingError("MODEL_ID", model_id, "is a shape without a tokenizer of its own")
+    if trust_remote_code:
+        _note_remote_code(model_id)
     return _tokenizer(_path(model_id), model_id, trust_remote_code)
+
+
+def _note_remote_code(model_id: str) -> None:
+    notice(f"TRUST_REMOTE_CODE is on: Python code that comes with {model_id} runs here")
 
 
 def _path(model_id: str) -> str:
@@ -193,8 +206,14 @@ def load(
     torch.cuda.empty_cache()
     began = time.perf_counter()
     logging.disable_progress_bar()
-    if settings.trust_remote_code:
-        notice("TRUST_REMOTE_CODE is on: Python code that comes with the model runs here")
+    # Where a hub model has no safetensors, transformers would ask a third party to convert it, and
+    # load what that party proposes.
+    tell_libraries("DISABLE_SAFETENSORS_CONVERSION", "1")
+    if not settings.use_safetensors:
+        notice(
+            f"USE_SAFETENSORS is off: pickled weights of {settings.model_id} are read where it has "
+            f"no others"
+        )
     options: dict[str, Any] = {
         "dtype": getattr(torch, settings.dtype),
         "device_map": settings.device_map,
@@ -210,7 +229,11 @@ def load(
             model = _random_model(settings, source.config, options)
         else:
             model = AutoModelForCausalLM.from_pretrained(
-                source.path, use_safetensors=True, **options
+                source.path,
+                # None stands for either kind, safetensors first.
+                use_safetensors=settings.use_safetensors or None,
+                weights_only=True,  # a pickle may hold tensors, and call nothing
+                **options,
             )
     model.eval()
     if source.is_random:
@@ -259,7 +282,7 @@ def _clear_errors(model_id: str) -> Iterator[None]:
     """Turn the ways in which the hub says no into one line."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         # Transformers wraps what the hub said.
         causes: list[BaseException] = []
         cause: BaseException | None = error
@@ -272,17 +295,20 @@ def _clear_errors(model_id: str) -> Iterator[None]:
             isinstance(cause, (RepositoryNotFoundError, HFValidationError)) for cause in causes
         ):
             problem = "no such model on the hub (or private: log in with `hf auth login`)"
+        elif "trust_remote_code=True" in str(error):
+            problem = "needs Python code that comes with it: read it, then set TRUST_REMOTE_CODE=1"
+        elif any(said in str(error) for said in _NO_SAFETENSORS):
+            problem = (
+                "has no weights as safetensors; USE_SAFETENSORS=false reads pickled ones, which "
+                "take more trust"
+            )
         elif Path(model_id).is_dir():
-            problem = f"cannot be loaded from this folder: {_first_line(error)}"
+            problem = f"cannot be loaded from this folder: {reason(error)}"
         elif isinstance(error, OSError):
             problem = (
                 "is neither a folder here nor in the cache, and the hub cannot be reached or does "
                 "not have it; a built-in model: MODEL_ID=smollm2-135m"
             )
         else:
-            problem = _first_line(error)
+            problem = reason(error)
         raise SettingError("MODEL_ID", model_id, problem) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

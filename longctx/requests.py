@@ -17,6 +17,7 @@ from longctx import results
 from longctx.console import notice, stderr
 from longctx.models import ModelSource
 from longctx.prompts import Prompt, PromptBuilder
+from longctx.redaction import reason
 from longctx.results import Row
 from longctx.scoring import scored_samples
 from longctx.settings import Settings
@@ -188,9 +189,7 @@ class ContextRun:
         except Exception as error:  # a sample that fails is a row, whatever it is that fails
             is_oom = _is_out_of_memory(error)
             if not is_oom and len(batch) > 1:
-                notice(
-                    f"{_first_line(error)}; the {len(batch)} samples of this batch run one by one"
-                )
+                notice(f"{reason(error)}; the {len(batch)} samples of this batch run one by one")
                 return None
             row = results.failed_row(identity | {"sample_ids": sample_ids}, error, oom=is_oom)
             if isinstance(error, torch.AcceleratorError) and not is_oom:
@@ -215,10 +214,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _progress(disable: bool) -> Progress:

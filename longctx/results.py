@@ -5,19 +5,20 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kv_compression.generation import Generation
-from longctx import statistics
+from longctx import redaction, statistics
 
 Row = dict[str, Any]
 Summary = dict[str, Any]
 
 _GB = 1e9
+_MODEL_CHARACTERS = 96  # as many as the hub's ids have; a file's name has room for them
 _MEASURES = (
     "latency_ms",
     "ttft_ms",
@@ -34,7 +35,7 @@ _MEASURES = (
 def run_id(model: str, attn: str, n: int, batch: int, kv_mode: str, quant_mode: str) -> str:
     """Name of a run and of its files: letters, digits, dots, dashes and underscores only."""
     timestamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    name = f"{model}_{attn}_N{n}_B{batch}_KV{kv_mode}_Q{quant_mode}_{timestamp}"
+    name = f"{model[:_MODEL_CHARACTERS]}_{attn}_N{n}_B{batch}_KV{kv_mode}_Q{quant_mode}_{timestamp}"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
 
 
@@ -84,12 +85,15 @@ def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]
 
 def failed_row(identity: Row, error: BaseException, *, oom: bool) -> Row:
     """Row of a request that failed."""
-    message = (str(error).strip() or type(error).__name__).splitlines()[0]
     nothing = ("latency_ms_total", "ttft_ms", "avg_gen_tokens", "tok_per_s", "ms_per_token")
     return (
         identity
         | dict.fromkeys((*nothing, "peak_gpu_mem_gb"))
-        | {"success": False, "error": f"{type(error).__name__}: {message}", "oom": oom}
+        | {
+            "success": False,
+            "error": f"{type(error).__name__}: {redaction.reason(error)}",
+            "oom": oom,
+        }
         | {"samples": []}
     )
 
@@ -169,19 +173,22 @@ def fingerprint(values: dict[str, Any], data_fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that appears whole or not at all, readable for whom the umask allows.
+
+    A link at `path` is replaced, and not followed.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    with open(unfinished, "xb") as file:
+        try:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+            os.replace(unfinished, path)
+        except BaseException:
+            os.unlink(unfinished)
+            raise
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from kv_compression.generation import stop_token_ids
 from longctx import config, identity, models, preflight, results, tables
 from longctx.config import CannotRunError, Environment
-from longctx.console import notice, stdout
+from longctx.console import notice, printable, stdout
 from longctx.interrupt import Terminated, sigterm_raises
 from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary
@@ -39,7 +39,7 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
         with sigterm_raises():
             Run(task, *config.read(task.settings, environ)).execute()
     except CannotRunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

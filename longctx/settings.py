@@ -87,6 +87,9 @@ class Settings:
         choices=("none", "auto"),
     )
     trust_remote_code: bool = variable(False, "run Python code that comes with a model")
+    use_safetensors: bool = variable(
+        True, "refuse weights that are not safetensors; `false`: read pickled ones where need be"
+    )
     dataset_id: Annotated[str, MinLen(1)] = variable(
         "synthetic",
         "hub id, a local `.json`, `.jsonl` or `.parquet` file of the same schema, or `synthetic`",

@@ -32,7 +32,7 @@ def table_of(runs: Sequence[dict[str, Any]], labels: Sequence[str] = ("",)) -> T
     """
     summaries = [summary for run in runs for summary in run["ctx_summaries"]]
     contexts = sorted({summary["context_tokens"] for summary in summaries})
-    table = Table(title=escape(runs[0]["run_meta"]["model"]), title_justify="left")
+    table = Table(title=escape(printable(runs[0]["run_meta"]["model"])), title_justify="left")
     table.add_column("p50; mean [95%]")
     if len(runs) > 1:
         table.add_column("run")
@@ -43,7 +43,9 @@ def table_of(runs: Sequence[dict[str, Any]], labels: Sequence[str] = ("",)) -> T
             at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
             cells = [cell(at.get(length), path, decimals) for length in contexts]
             run_label = [escape(labels[place])] if len(runs) > 1 else []
-            table.add_row("" if place else name, *run_label, *cells)
+            table.add_row(
+                "" if place else escape(printable(name)[:_SHOWN_CHARACTERS]), *run_label, *cells
+            )
         if len(runs) > 1:
             table.add_section()
     chance = next((guessing(s) for s in summaries if guessing(s) is not None), None)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from longctx.console import notice
+from longctx.redaction import reason
 from longctx.results import Row, Summary
 from longctx.settings import Settings
 
@@ -73,10 +74,9 @@ class Tracker:
                     settings=wandb.Settings(silent=True, init_timeout=_INIT_TIMEOUT_S),
                 )
         except wandb.errors.Error as error:
-            reason = str(error).splitlines()[0]
             notice(
-                f"no W&B ({reason}); this run is logged to files only. WANDB_MODE=offline keeps "
-                f"it for a later `wandb sync`, WANDB_MODE=disabled asks no more"
+                f"no W&B ({reason(error)}); this run is logged to files only. WANDB_MODE=offline "
+                f"keeps it for a later `wandb sync`, WANDB_MODE=disabled asks no more"
             )
             return None
         run.define_metric("context_tokens")
@@ -133,6 +133,5 @@ class Tracker:
         try:
             yield
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            notice(f"W&B failed ({reason}); from here on this run is logged to files only")
+            notice(f"W&B failed ({reason(error)}); from here on this run is logged to files only")
             self._run = None

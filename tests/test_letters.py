@@ -29,6 +29,12 @@ OUTPUTS = [
     ("The correct answer is C: Only France signed it", "C"),
     ("The correct answer is (A)\n\nExplanation: (B) is wrong, the answer is not (C).", "A"),
     ("The correct answer is \N{FULLWIDTH LEFT PARENTHESIS}B\N{FULLWIDTH RIGHT PARENTHESIS}", "B"),
+    ("I think it's C.", "C"),
+    ("It is B", "B"),
+    ("It is a dog.", ""),
+    ("I choose b.", "B"),
+    ("option (d)", "D"),
+    ("Choice: A", "A"),
     # Letters alone, with and without decoration.
     ("A", "A"),
     (" b ", "B"),

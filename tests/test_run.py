@@ -90,6 +90,22 @@ def test_the_question_is_read_against_the_pruned_context(tiny_folder, tmp_path):
         assert 65 < row["stored_tokens_per_layer"][0] < 110
 
 
+def test_a_quantized_cache_takes_less_and_a_long_answer_stays_within_its_budget(
+    tiny_folder, tmp_path, capsys
+):
+    settings = {"CONTEXTS": "300", "N_SAMPLES": "2", "BATCH_SIZE": "2"}
+    whole = run(tiny_folder, tmp_path, **settings)["ctx_summaries"][0]
+    small = run(tiny_folder, tmp_path, KV_QUANT="int8", **settings)["ctx_summaries"][0]
+    pruning = {"KV_MODE": "keydiff", "KEEP_TOKENS": "60", "PRUNE_AFTER": "0", "SKIP_LAYERS": ""}
+    both = run(tiny_folder, tmp_path, KV_QUANT="int4", **pruning, **settings)["ctx_summaries"][0]
+    assert small["kv_cache_gb"] < 0.4 * whole["kv_cache_gb"]
+    assert both["kv_cache_gb"] < 0.06 * whole["kv_cache_gb"]
+    capsys.readouterr()
+    again = run(tiny_folder, tmp_path, PRUNE_EVERY="4", MAX_NEW_TOKENS="30", **pruning, **settings)
+    assert again["rows"][0]["stored_tokens_per_layer"] == [60] * 3
+    assert again["run_meta"]["variables"]["PRUNE_EVERY"] == 4
+
+
 def test_random_shape_has_no_quality(tmp_path):
     full = run("random/smollm2-135m", tmp_path, N_SAMPLES="2", CONTEXTS="150", MAX_NEW_TOKENS="3")
     (summary,) = full["ctx_summaries"]

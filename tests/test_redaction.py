@@ -1,0 +1,130 @@
+"""Passwords and tokens: refused in settings, masked in errors, in no file and on no terminal."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flex_pipeline import benchmark_cmd
+from longctx import config, redaction, results
+from longctx.config import SettingError
+from longctx.settings import Settings
+from tests.runs import ROOT, environ
+
+HUB_TOKEN = "hf_" + "aB3dE5gH7j" * 4
+SHAPED = [
+    ("https://user:s3cret@host/data.jsonl", "s3cret"),
+    ("https://user:p@ss-w0rd@host/data.jsonl", "ss-w0rd"),
+    ("https://s3cret@host", "s3cret"),
+    ("hf://datasets/a/b?token=s3cret&x=1", "s3cret"),
+    ("https://host/x?a=b&X-Amz-Signature=s3cret", "s3cret"),
+    ("https://host/x?sv=1&sig=s3cret", "s3cret"),
+    (f"org/model-{HUB_TOKEN}", HUB_TOKEN),
+    ("wandb_v1_" + "x0" * 20, "x0x0"),
+    ("ghp_" + "A1" * 18, "A1A1"),
+    ("Authorization: Bearer s3cret", "s3cret"),
+]
+ORDINARY = [
+    "mistralai/Mistral-7B-Instruct-v0.3",
+    "hf-internal-testing/tiny-random-LlamaForCausalLM",
+    "hf_internal_testing/tiny_random_llama_for_causal_lm_2",
+    "/cache/hub/models--a--b/snapshots/0123456789abcdef0123456789abcdef01234567",
+    "https://huggingface.co/a/b@main",
+    "data/what?token.jsonl",
+    "user@host",
+    "",
+]
+
+
+@pytest.mark.parametrize(("text", "secret"), SHAPED)
+def test_what_looks_like_a_secret_is_masked(text, secret):
+    assert secret not in redaction.masked(text)
+    assert secret not in redaction.reason(ValueError(f"cannot reach {text}\nmore"))
+    row = results.failed_row({}, ValueError(f"cannot reach {text}"), oom=False)
+    assert secret not in row["error"]
+    assert secret not in str(SettingError("X", 1, f"cannot reach {text}"))
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_names_are_left_alone(text):
+    assert redaction.masked(text) == text
+
+
+@pytest.mark.parametrize("name", ["MODEL_ID", "DATASET_ID", "LOGDIR", "WANDB_PROJECT", "CONTEXTS"])
+@pytest.mark.parametrize(("text", "secret"), SHAPED)
+def test_a_setting_that_holds_a_secret_is_refused_without_showing_it(name, text, secret, capsys):
+    with pytest.raises(SettingError, match=f"{name}=.*holds a password or token") as caught:
+        config.read(Settings, {name: text})
+    assert secret not in str(caught.value)
+    assert secret not in capsys.readouterr().err
+
+
+def test_values_of_other_secret_variables_are_refused_and_those_of_ordinary_ones_are_not():
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "DATABASE_PASSWORD"):
+        with pytest.raises(SettingError, match=r"WANDB_ENTITY=\*\*\*: holds") as caught:
+            config.read(Settings, {"WANDB_ENTITY": "0123456789abcdef", name: "0123456789abcdef"})
+        assert "0123456789abcdef" not in str(caught.value)
+    given = {"MODEL_ID": "org/model", "HF_TOKEN_PATH": "org/model", "SHORT_KEY": "model", "KEY": ""}
+    assert config.read(Settings, given)[0].model_id == "org/model"
+
+
+def test_settings_that_a_grid_does_not_pass_on_are_named_without_their_secrets(monkeypatch, capsys):
+    monkeypatch.setenv("DATASET_ID", "https://user:s3cret@host/a.jsonl")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.setenv("MODEL_ID", "m-0123456789abcdef")
+    passed_on = config.without_settings(Settings)
+    notes = capsys.readouterr().err
+    assert "DATASET_ID=https://***@host/a.jsonl of the environment" in notes
+    assert "MODEL_ID=m-*** of the environment" in notes
+    assert passed_on["WANDB_API_KEY"] == "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "text", ["HF_TOKEN=s3cret", "MODEL_ID=https://u:s3cret@host/x", "https://u:s3cret@host"]
+)
+def test_grids_record_no_secrets(text):
+    with pytest.raises(benchmark_cmd.argparse.ArgumentTypeError) as caught:
+        benchmark_cmd.assignment(text)
+    assert "s3cret" not in str(caught.value)
+    assert benchmark_cmd.assignment("MAX_NEW_TOKENS=5") == ("MAX_NEW_TOKENS", ["5"])
+
+
+@pytest.mark.model
+def test_a_whole_run_writes_no_secret_anywhere(tiny_folder, tmp_path):
+    secrets = {
+        "HF_TOKEN": HUB_TOKEN,
+        "HUGGING_FACE_HUB_TOKEN": "hub-" + "token" * 7,
+        "WANDB_API_KEY": "0123456789" * 4,
+        "AWS_SECRET_ACCESS_KEY": "aws/secret+access=key-of-forty-characters",
+        "SOMETHING_ELSE": "value-of-a-variable-that-is-not-ours",
+        "HTTPS_PROXY": "http://proxyuser:proxy-password@127.0.0.1:9",
+    }
+    folder = tmp_path / "work"
+    folder.mkdir()
+    # W&B notes the git remote of the folder it starts in.
+    git = ["git", "-C", str(folder)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    remote = "https://gituser:git-password@host.invalid/repo.git"
+    subprocess.run([*git, "remote", "add", "origin", remote], check=True)
+    settings = environ(
+        tiny_folder, "logs", WANDB_MODE="offline", N_SAMPLES="1", CONTEXTS="200", KEEP_RATO="1"
+    )
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "narrativeqa_eval.py")],
+        cwd=folder,
+        env=os.environ | {"HOME": str(tmp_path)} | secrets | settings,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    written = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
+    names = [path.name for path in written]
+    assert [name for name in names if name.endswith("_full.json")]
+    assert [name for name in names if name.endswith(".wandb")]
+    texts = {path.name: path.read_bytes() for path in written}
+    assert any(b"host.invalid" in text for name, text in texts.items() if name.endswith(".wandb"))
+    texts |= {"stdout": done.stdout, "stderr": done.stderr}
+    hidden = [*secrets.values(), "proxy-password", "git-password"]
+    found = [(n, s) for n, text in texts.items() for s in hidden if s.encode() in text]
+    assert found == []
