@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -265,8 +266,12 @@ def _random_model(
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all parameters and buffers, shared ones counted once."""
-    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    """Bytes of all parameters and buffers in this process, shared ones counted once."""
+    mine = (
+        tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        for tensor in (*model.parameters(), *model.buffers())
+    )
+    tensors = {tensor.data_ptr(): tensor for tensor in mine}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

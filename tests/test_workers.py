@@ -57,6 +57,9 @@ def test_shares_of_the_samples_and_parts_of_the_model_give_the_results_of_one(
     tokens = [[sample["output"] for row in full["rows"] for sample in row["samples"]]
               for full in (one, parts)]  # fmt: skip
     assert tokens[0] == tokens[1]
+    # The layers are split, the embeddings of the large vocabulary are not all.
+    weights = [full["summary"]["weights_gb"] for full in (one, parts)]
+    assert 0.4 * weights[0] < weights[1] < weights[0]
 
 
 @pytest.mark.timeout(400)
