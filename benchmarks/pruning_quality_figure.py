@@ -40,6 +40,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
         for context_tokens, axis in zip(contexts, row, strict=True):
             here = [c for c in cells if (c["task"], c["scope"]) == (task, scope)]
             here = [c for c in here if c["context_tokens"] == context_tokens]
+            if not here:
+                axis.set_axis_off()
+                continue
             (full,) = (cell for cell in here if cell["method"] == "full")
             for method, (colour, marker) in _STYLES.items():
                 points = [full, *(cell for cell in here if cell["method"] == method)]

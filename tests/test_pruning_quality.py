@@ -1,5 +1,8 @@
 """The study's shared prefill gives the tokens that a request of its own gives."""
 
+import json
+import re
+
 import pytest
 
 from benchmarks import pruning_quality
@@ -8,6 +11,7 @@ from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from longctx.prompts import Prompt, PromptBuilder
 from tests.models import batch, tiny
+from tests.runs import ROOT
 
 
 @pytest.mark.parametrize("scope", pruning_quality.SCOPES)
@@ -51,3 +55,24 @@ def test_pass_keys_stand_once_in_prompts_of_the_wanted_length(builtin_tokenizer)
     for trial in trials:
         assert trial.prompt.text.count(trial.references[0]) == 1
         assert 580 <= len(trial.prompt.input_ids) <= 600
+
+
+def test_the_table_in_the_docs_is_the_logs():
+    report = json.loads((ROOT / "logs/pruning_quality.json").read_text())
+    cells = {
+        (c["scope"], c["method"], c["keep_ratio"]): round(100 * c["right"] / c["n"])
+        for c in report["cells"]
+        if (c["task"], c["context_tokens"]) == ("pass key", 2048)
+    }
+    text = (ROOT / "docs/results.md").read_text()
+    table = text[text.index("| method | context: 0.9") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 8
+    for line in table:
+        name, *shown = [cell.strip() for cell in line.strip("|").split("|")]
+        method = "l2 (high)" if "high" in name else re.match(r"`(\w+)`", name)[1]
+        wanted = [
+            cells[scope, method, ratio]
+            for scope in pruning_quality.SCOPES
+            for ratio in pruning_quality.RATIOS
+        ]
+        assert [int(cell) for cell in shown] == wanted
