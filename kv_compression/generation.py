@@ -119,6 +119,13 @@ def _greedy(logits: torch.Tensor, place: int) -> tuple[torch.Tensor, list[int]]:
     return next_token, known
 
 
+def _log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
+    """Log-probabilities of `tokens` in each row of (B, V), in float32; nothing is done for none."""
+    if not tokens:
+        return [[] for _ in logits]
+    return logits.float().log_softmax(dim=-1)[:, list(tokens)].tolist()
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -232,5 +239,5 @@ def generate(
         peak_decode_bytes=memory.allocated(),
         peak_reserved_bytes=memory.reserved(),
         kernels={phase: sorted(found) for phase, found in kernels.items()},
-        choice_log_probs=first_logits.float().log_softmax(dim=-1)[:, list(choice_tokens)].tolist(),
+        choice_log_probs=_log_probs(first_logits, choice_tokens),
     )
