@@ -71,11 +71,11 @@ def ms_per_step(result: Generation) -> float:
 
 @torch.inference_mode()
 def plain_forward(
-    model: PreTrainedModel, input_ids: torch.Tensor
+    model: PreTrainedModel, input_ids: torch.Tensor, attention: str = "sdpa"
 ) -> tuple[torch.Tensor, DynamicCache]:
-    """transformers' own forward with `sdpa`: logits (B, V) of what follows, and the whole cache."""
+    """transformers' own forward: logits (B, V) of what follows, and the whole cache."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(attention)
     try:
         cache = DynamicCache(config=model.config)
         output = model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
