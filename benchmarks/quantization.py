@@ -26,7 +26,7 @@ from benchmarks._report import Lines, Report, Row
 from kv_compression.generation import generate
 from longctx import config, models, quantization, synthetic
 from longctx.prompts import PromptBuilder
-from longctx.results import gigabytes
+from longctx.results import gigabytes, model_name
 from longctx.settings import Settings
 
 Load = Callable[[], PreTrainedModel]
@@ -112,7 +112,11 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
             case = {"quant_mode": name, "measured": mode}
             report.add(case, partial(measure_cost, load, mode, arguments))
         load.cache_clear()
-        case = {"quant_mode": name, "measured": _QUALITY, "model": arguments.quality_model}
+        case = {
+            "quant_mode": name,
+            "measured": _QUALITY,
+            "model": model_name(arguments.quality_model),
+        }
         report.add(case, partial(measure_quality, partial(of_quality, name), exact, samples))
 
 
@@ -144,7 +148,8 @@ def lines(written: Row) -> Lines:
 def main() -> None:
     """Measure, print the table, write the rows."""
     parser = _report.parser(__doc__, "quantization")
-    parser.add_argument("--quantizations", type=_report.names, default=quantization.names())
+    none_first = sorted(quantization.names(), key="none".__ne__)
+    parser.add_argument("--quantizations", type=_report.names, default=none_first)
     parser.add_argument("--modes", type=_report.names, default=["eager", "graph"])
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--backend", default="sdpa", help="the attention backend")
