@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kv_compression import layered
 from kv_compression.attention import Backend, use_attention
 from kv_compression.cache import PrunedCache
+from kv_compression.last_layer import last_token_alone
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
-from kv_compression.mlp import mlp_in_row_chunks
+from kv_compression.mlp import ROWS, mlp_in_row_chunks
 from kv_compression.pruning import Pruning
 from kv_compression.selection import leading
 
@@ -29,6 +31,7 @@ class Generation:
     stored_tokens: the same in tokens, for each layer.
     peak_prefill_bytes, peak_decode_bytes, peak_reserved_bytes: GPU memory; None without a GPU.
     kernels: names of the attention kernels that ran, under "prefill" and "decode".
+    prefill_mode: "whole", or "layered": one layer at a time over chunks of rows.
     choice_log_probs: for each row, log-probabilities of `choice_tokens` as its first new token.
     """
 
@@ -44,6 +47,7 @@ class Generation:
     peak_decode_bytes: int | None
     peak_reserved_bytes: int | None
     kernels: dict[str, list[str]]
+    prefill_mode: str
     choice_log_probs: list[list[float]]
 
 
@@ -139,6 +143,7 @@ def generate(
     question_tokens: Sequence[int] | None = None,
     kv_bits: int | None = None,
     choice_tokens: Sequence[int] = (),
+    prefill_chunk: int | None = None,
 ) -> Generation:
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
@@ -154,12 +159,16 @@ def generate(
         the model's own dtype.
     choice_tokens: tokens whose log-probabilities as the first new token are wanted, of a softmax
         over the whole vocabulary in float32.
+    prefill_chunk: prefill one layer at a time over chunks of this many rows (see `layered`); None
+        all layers of the prompt at once. A question is read at once either way.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet; FloatingPointError for logits that are NaN.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    if prefill_chunk is not None and (obstacle := layered.obstacle(model)):
+        raise ValueError(f"no prefill one layer at a time: {obstacle}")
     device = next(model.get_input_embeddings().parameters()).device
     devices = {parameter.device for parameter in model.parameters()}
     batch = input_ids.shape[0]
@@ -189,6 +198,8 @@ def generate(
         # A token's position counts its row's tokens before it, whatever the cache still holds.
         position_ids = (seen_tokens + index).clamp(min=0)
         seen_tokens = position_ids[:, -1:] + 1
+        if prefill_chunk is not None and not cache.layers[0].is_initialized:
+            return layered.prefill(model, cache, tokens, position_ids, prefill_chunk)
         logits = model(
             input_ids=tokens,
             position_ids=position_ids,
@@ -198,7 +209,11 @@ def generate(
         ).logits
         return logits[:, -1]
 
-    with use_attention(model, backend, cache) as kernels, mlp_in_row_chunks(model):
+    with (
+        use_attention(model, backend, cache) as kernels,
+        mlp_in_row_chunks(model, ROWS if prefill_chunk is None else layered.MLP_ROWS),
+        last_token_alone(model, cache),
+    ):
         memory.restart()
         synchronize(devices)
         began = time.perf_counter()
@@ -239,5 +254,6 @@ def generate(
         peak_decode_bytes=memory.allocated(),
         peak_reserved_bytes=memory.reserved(),
         kernels={phase: sorted(found) for phase, found in kernels.items()},
+        prefill_mode="whole" if prefill_chunk is None else "layered",
         choice_log_probs=_log_probs(first_logits, choice_tokens),
     )
