@@ -78,6 +78,7 @@ def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]
         "peak_reserved_gb": gigabytes(result.peak_reserved_bytes),
         "kernel_prefill": "+".join(result.kernels["prefill"]),
         "kernel_decode": "+".join(result.kernels["decode"]),
+        "prefill_mode": result.prefill_mode,
         "success": True,
         "samples": samples,
     }
@@ -126,8 +127,8 @@ def context_summary(
     summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in good])
     sparsity = [row["block_sparsity_pct"] for row in good if "block_sparsity_pct" in row]
     summary["block_sparsity_pct"] = statistics.mean(sparsity)
-    for phase in ("kernel_prefill", "kernel_decode"):
-        summary[phase] = "+".join(sorted({row[phase] for row in good} - {""}))
+    for choice in ("kernel_prefill", "kernel_decode", "prefill_mode"):
+        summary[choice] = "+".join(sorted({row[choice] for row in good} - {""}))
     for name in score_names:
         summary |= _score(name, samples, seed)
         for group in groups:
