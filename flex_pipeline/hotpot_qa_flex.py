@@ -49,13 +49,16 @@ class HotpotQAFlexSettings(hotpotqa_eval.HotpotQASettings):
 
 
 def attention(settings: HotpotQAFlexSettings) -> MaskedFlex:
-    """FlexAttention under the mask that the settings choose. Raises SettingError with pruning."""
+    """FlexAttention under the mask that the settings choose; SettingError for what excludes it."""
     if settings.kv_mode != "none":
         problem = "a mask counts positions, which a pruned cache has lost; leave it at none"
         raise SettingError("KV_MODE", settings.kv_mode, problem)
     if settings.kv_scope != "prompt":
         problem = "matters for pruning only, which masks exclude; leave it at prompt"
         raise SettingError("KV_SCOPE", settings.kv_scope, problem)
+    if settings.prefill == "layered":
+        problem = "masks are made for whole prefills; leave it at auto"
+        raise SettingError("PREFILL", settings.prefill, problem)
     sizes = {
         name: getattr(settings, f"mask_{name}") for name in masks.parameters(settings.mask_type)
     }

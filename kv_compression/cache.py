@@ -62,6 +62,11 @@ class PrunedCache(DynamicCache):
             if layer.is_initialized:
                 layer.chunk_padding = leading(padding)
 
+    def expect_chunks(self, tokens: int) -> None:
+        """Say that a prompt of `tokens`, padding included, comes in chunks, layer after layer."""
+        for layer in self.layers:
+            layer.prompt_tokens = tokens
+
     def stored_bytes(self) -> int:
         """Bytes of the keys and values that are stored; room reserved for later is not counted."""
         return sum(layer.storage.nbytes for layer in self.layers if layer.storage is not None)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kv_compression import layered
 from kv_compression.attention import Backend, refuse_window, use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.decode_graph import DecodeGraphs
+from kv_compression.last_layer import last_token_alone
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
-from kv_compression.mlp import mlp_in_row_chunks
+from kv_compression.mlp import ROWS, mlp_in_row_chunks
 from kv_compression.pruning import Pruning
 from kv_compression.selection import leading
 
@@ -33,6 +35,7 @@ class Generation:
     decode_mode: "eager" or "graph".
     capture_ms: capturing the decode step, where this request was the first to need it; it is in no
         other figure.
+    prefill_mode: "whole", or "layered": one layer at a time over chunks of rows.
     choice_log_probs: for each row, log-probabilities of `choice_tokens` as its first new token.
     """
 
@@ -50,6 +53,7 @@ class Generation:
     kernels: dict[str, list[str]]
     decode_mode: str
     capture_ms: float
+    prefill_mode: str
     choice_log_probs: list[list[float]]
 
 
@@ -156,6 +160,7 @@ def generate(  # noqa: PLR0915
     kv_bits: int | None = None,
     choice_tokens: Sequence[int] = (),
     graphs: DecodeGraphs | None = None,
+    prefill_chunk: int | None = None,
 ) -> Generation:
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
@@ -173,12 +178,16 @@ def generate(  # noqa: PLR0915
         over the whole vocabulary in float32.
     graphs: decodes by a captured step, which `decode_graph.obstacle` has allowed; None by calling
         the model for each token.
+    prefill_chunk: prefill one layer at a time over chunks of this many rows (see `layered`); None
+        all layers of the prompt at once. A question is read at once either way.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet; FloatingPointError for logits that are NaN.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    if prefill_chunk is not None and (obstacle := layered.obstacle(model)):
+        raise ValueError(f"no prefill one layer at a time: {obstacle}")
     device = next(model.get_input_embeddings().parameters()).device
     devices = {parameter.device for parameter in model.parameters()}
     batch = input_ids.shape[0]
@@ -208,6 +217,8 @@ def generate(  # noqa: PLR0915
         # A token's position counts its row's tokens before it, whatever the cache still holds.
         position_ids = (seen_tokens + index).clamp(min=0)
         seen_tokens = position_ids[:, -1:] + 1
+        if prefill_chunk is not None and not cache.layers[0].is_initialized:
+            return layered.prefill(model, cache, tokens, position_ids, prefill_chunk)
         logits = model(
             input_ids=tokens,
             position_ids=position_ids,
@@ -217,7 +228,11 @@ def generate(  # noqa: PLR0915
         ).logits
         return logits[:, -1]
 
-    with use_attention(model, backend, cache) as kernels, mlp_in_row_chunks(model):
+    with (
+        use_attention(model, backend, cache) as kernels,
+        mlp_in_row_chunks(model, ROWS if prefill_chunk is None else layered.MLP_ROWS),
+        last_token_alone(model, cache),
+    ):
         memory.restart()
         synchronize(devices)
         began = time.perf_counter()
@@ -269,5 +284,6 @@ def generate(  # noqa: PLR0915
         kernels={phase: sorted(found) for phase, found in kernels.items()},
         decode_mode="eager" if graphs is None else "graph",
         capture_ms=capture_ms,
+        prefill_mode="whole" if prefill_chunk is None else "layered",
         choice_log_probs=_log_probs(first_logits, choice_tokens),
     )

@@ -6,15 +6,19 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from kv_compression.measure import Stopwatch
-from kv_compression.methods import StoredLayer
+from kv_compression.methods import StoredLayer, prompt_queries
 from kv_compression.pruning import Pruning
+from kv_compression.queries import LastQueries
 from kv_compression.rotary import Rotary
 from kv_compression.selection import leading, select
 from kv_compression.storage import KeyValue, QuantizedStorage, Storage
 
 
 class PrunedLayer(DynamicLayer):
-    """One layer's keys and values, (B, H, S, D) each, pruned after the first write.
+    """One layer's keys and values, (B, H, S, D) each, pruned once the prompt is written.
+
+    The first `update` is the whole prompt, unless `prompt_tokens` is set before it, the length of a
+    padded prompt that comes in several.
 
     pruning: None stores everything.
     starts: for each row of the batch the number of padding tokens before its first token, or None.
@@ -22,8 +26,9 @@ class PrunedLayer(DynamicLayer):
         step copies the cache.
     chunk_padding: set it before an `update` whose tokens are padded on the left: for each row the
         number of padding tokens before its new tokens.
+    last_query_alone: only the last query's output of attention is read.
     stopwatch: where the time spent on pruning and quantizing is added up.
-    kv_bits: 8 or 4 quantizes what the first write leaves; None for floats.
+    kv_bits: 8 or 4 quantizes what is left of the prompt; None for floats.
     """
 
     def __init__(
@@ -46,45 +51,63 @@ class PrunedLayer(DynamicLayer):
         self.kv_bits = kv_bits
         self.seen_tokens = 0
         self.chunk_padding: tuple[int, ...] | None = None
+        self.last_query_alone = False
+        self.prompt_tokens: int | None = None
         self.storage: Storage | None = None
+        self._prompt: Storage | None = None  # where a prompt in chunks is being written
+        self._coming = 0  # tokens of the prompt that are not written yet
         self._lengths: list[int] = []  # of each row, in tokens seen
         self._prompt_lengths: list[int] = []
         self._pruned_at: list[int] = []  # each row's tokens seen when it was last pruned
-        self._new_padding: tuple[int, ...] = ()
+        self._new_padding: tuple[int, ...] = ()  # before the tokens of the last later update
         self._kept: tuple[torch.Tensor, list[int]] | None = None
-        self._queries: torch.Tensor | None = None
-        self._query_positions: torch.Tensor | None = None
+        self._queries = LastQueries()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> KeyValue:
         """Append tokens, (B, H, Q, D) each; returns all keys and values that are now stored."""
         batch, _, new_tokens, _ = key_states.shape
-        nothing = (0,) * batch
         if not self.is_initialized:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.is_initialized = True
-            # Not copied yet: `settle` stores what stays, once attention has seen everything.
-            self.keys, self.values = key_states, value_states
-            self._new_padding = self.starts or nothing
-            self._lengths = [new_tokens - padding for padding in self._new_padding]
-            self._prompt_lengths, self._pruned_at = self._lengths, list(self._lengths)
+            self._begin(key_states, value_states)
+        if self._coming:
+            before = self.seen_tokens
+            padding = tuple(min(max(start - before, 0), new_tokens) for start in self._starts())
+            if self._prompt is None:
+                # Not copied yet: `settle` stores what stays, once attention has seen everything.
+                self.keys, self.values = key_states, value_states
+            else:
+                self._prompt.append(key_states, value_states, padding=None)
+                self.keys, self.values = self._prompt.read()
+            self._coming -= new_tokens
         else:
             if self.storage is None:
                 self.settle()
             assert self.storage is not None
             self.storage.append(key_states, value_states, self.chunk_padding)
             self.keys, self.values = self.storage.read()
-            self._new_padding = self.chunk_padding or nothing
-            self._lengths = [
-                length + new_tokens - padding
-                for length, padding in zip(self._lengths, self._new_padding, strict=True)
-            ]
-            starts = zip(self.starts or nothing, self._new_padding, strict=True)
-            self.starts = leading([a + b for a, b in starts])
+            padding = self._new_padding = self.chunk_padding or (0,) * batch
+            self.starts = leading([a + b for a, b in zip(self._starts(), padding, strict=True)])
             self.chunk_padding = None
+        lengths = zip(self._lengths, padding, strict=True)
+        self._lengths = [length + new_tokens - before_it for length, before_it in lengths]
         self.seen_tokens += new_tokens
         return self.keys, self.values
+
+    def _begin(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Make ready for a prompt whose first tokens these are."""
+        batch, _, new_tokens, _ = keys.shape
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+        self._lengths = [0] * batch
+        self._new_padding = (0,) * batch  # a prompt's padding has negative positions
+        self._coming = new_tokens if self.prompt_tokens is None else self.prompt_tokens
+        self._prompt_lengths = [self._coming - start for start in self._starts()]
+        self._pruned_at = list(self._prompt_lengths)
+        if self.prompt_tokens is not None:
+            # Where nothing will go, it is written where it stays.
+            stays = self.kv_bits is None and self._prompt_counts() == self._prompt_lengths
+            self._prompt = Storage(keys, values, self._coming + self._room * stays)
 
     @property
     def stored_tokens(self) -> int:
@@ -102,19 +125,23 @@ class PrunedLayer(DynamicLayer):
         queries (B, Hq, Q, D) of the last update's tokens, scaling and rotary are attention's own,
         for methods that score by them.
         """
-        self._remember(queries)
         is_prefill = self.storage is None
+        if queries is not None and self.pruning is not None:
+            self._note(queries, self.pruning, is_prefill)
+        if self._coming:
+            return
         lengths = [self.stored_tokens - start for start in self._starts()]
-        counts = lengths if self.pruning is None else self._counts(lengths, is_prefill)
+        counts = self._prompt_counts() if is_prefill else self._counts(lengths)
         due = counts != lengths
         if due or (is_prefill and self.kv_bits):
             timing = self.stopwatch.running(self.keys.device) if self.stopwatch else nullcontext()
             with timing:
-                if due:
-                    self._prune(counts, queries, scaling, rotary)
-                self._store()
+                self._store(self._chosen(counts, scaling, rotary) if due else None)
         elif is_prefill:
-            self._store()
+            self._store(None)
+        if is_prefill:
+            again = self.pruning if self.pruning and self.pruning.prune_every else None
+            self._queries.keep(again.method.query_window if again else 0)
         elif self.kv_bits:
             # The floats were made for this step's attention.
             self.keys, self.values = self.keys[:, :, :0].clone(), self.values[:, :, :0].clone()
@@ -122,65 +149,78 @@ class PrunedLayer(DynamicLayer):
     def _starts(self) -> tuple[int, ...]:
         return self.starts or (0,) * len(self._lengths)
 
-    def _counts(self, lengths: list[int], is_prefill: bool) -> list[int]:
-        """How many of each row's `lengths` stored tokens stay."""
-        assert self.pruning is not None
-        every = self.pruning.prune_every
-        if not is_prefill and every is None:
+    def _prompt_counts(self) -> list[int]:
+        """How many of each row's tokens stay of the prompt."""
+        if self.pruning is None:
+            return self._prompt_lengths
+        budget = self.pruning.budget
+        return [min(length, budget(length, length)) for length in self._prompt_lengths]
+
+    def _counts(self, lengths: list[int]) -> list[int]:
+        """How many of each row's `lengths` stored tokens stay after a later update."""
+        if self.pruning is None or self.pruning.prune_every is None:
             return lengths
         counts = []
         for row, stored in enumerate(lengths):
             seen, prompt = self._lengths[row], self._prompt_lengths[row]
-            due = is_prefill or seen - self._pruned_at[row] >= (every or 0)
+            due = seen - self._pruned_at[row] >= self.pruning.prune_every
             counts.append(min(stored, self.pruning.budget(prompt, seen)) if due else stored)
             if counts[row] < stored:
                 self._pruned_at[row] = seen
         return counts
 
-    def _prune(
-        self,
-        counts: list[int],
-        queries: torch.Tensor | None,
-        scaling: float,
-        rotary: Rotary | None,
-    ) -> None:
-        """Leave counts[b] tokens of each row in `keys` and `values`."""
+    def _note(self, queries: torch.Tensor, pruning: Pruning, is_prefill: bool) -> None:
+        """Keep the queries that the method will score by."""
+        if is_prefill:
+            window = prompt_queries(pruning.method, self.seen_tokens + self._coming)
+            if window:
+                self._queries.note_prompt(queries, window, self._coming, self._lengths)
+        elif pruning.prune_every is not None and (window := pruning.method.query_window):
+            self._queries.add(queries, window, self._new_padding, self._lengths)
+
+    def _chosen(self, counts: list[int], scaling: float, rotary: Rotary | None) -> torch.Tensor:
+        """Which counts[b] tokens of each row stay, int64 (B, H, S_kept); `starts` is theirs."""
         assert self.pruning is not None
         positions = self._positions()
-        query_positions = self._query_positions
-        if self.storage is None and queries is not None:
-            # A prefill is scored by all of its queries, later only the last ones are known.
-            query_positions = positions[:, 0, -queries.shape[2] :]
-        else:
-            queries = self._queries
         stored = StoredLayer(
             self.keys,
             self.values,
             positions,
-            queries,
-            query_positions,
+            self._queries.states,
+            self._queries.positions,
             scaling,
             self.layer_idx,
             rotary,
         )
         kept = select(self.pruning.method.score(stored), self.starts, counts)
-        index = kept.index[..., None].expand(-1, -1, -1, self.keys.shape[-1])
-        self.keys, self.values = self.keys.gather(2, index), self.values.gather(2, index)
         self.starts = kept.starts
         if self.pruning.prune_every is not None:
             heads = kept.index.shape[1]
             self._kept = positions.expand(-1, heads, -1).gather(2, kept.index), self._lengths
+        return kept.index
 
-    def _store(self) -> None:
-        room = self.reserve_tokens
+    @property
+    def _room(self) -> int:
+        """Tokens that room is kept for."""
         if self.pruning is not None and self.pruning.prune_every is not None:
-            room = min(room, self.pruning.prune_every)
-        if self.kv_bits is None:
-            self.storage = Storage(self.keys, self.values, room)
-            self.keys, self.values = self.storage.read()
+            return min(self.reserve_tokens, self.pruning.prune_every)
+        return self.reserve_tokens
+
+    def _store(self, index: torch.Tensor | None) -> None:
+        """Keep the tokens at `index`, or all, in a storage of the layer's own."""
+        keys, values = self.keys, self.values
+        if self.kv_bits is not None:
+            self.storage = QuantizedStorage(
+                keys, values, index, self._room, self.starts, self.kv_bits
+            )
+            self.keys, self.values = keys[:, :, :0].clone(), values[:, :, :0].clone()
         else:
-            self.storage = QuantizedStorage(self.keys, self.values, room, self.starts, self.kv_bits)
-            self.keys, self.values = self.keys[:, :, :0].clone(), self.values[:, :, :0].clone()
+            if self._prompt is None or index is not None:
+                self.storage = Storage.of(keys, values, index, self._room)
+            else:
+                self.storage = self._prompt
+            self.keys, self.values = self.storage.read()
+        self._prompt = None
 
     def _positions(self) -> torch.Tensor:
         """(B, H or 1, S) int64: the place in its row of each stored token, negative for padding."""
@@ -197,24 +237,6 @@ class PrunedLayer(DynamicLayer):
                 positions[row, :, start:end] = kept[row, :, kept.shape[2] - (end - start) :]
         first = torch.tensor(self._starts(), device=self.keys.device)
         return positions.masked_fill((index < first[:, None])[:, None], -1)
-
-    def _remember(self, queries: torch.Tensor | None) -> None:
-        """Keep the last queries where decoded tokens are pruned by a method that needs them."""
-        if self.pruning is None or self.pruning.prune_every is None or queries is None:
-            return
-        window = self.pruning.method.query_window
-        if window == 0:
-            return
-        new_queries = queries.shape[2]
-        lengths = torch.tensor(self._lengths, device=queries.device)[:, None]
-        padding = torch.tensor(self._new_padding, device=queries.device)[:, None]
-        place = torch.arange(new_queries, device=queries.device)
-        positions = (lengths - new_queries + place).masked_fill(place < padding, -1)
-        if self._queries is not None and self._query_positions is not None:
-            queries = torch.cat([self._queries, queries], dim=2)
-            positions = torch.cat([self._query_positions, positions], dim=1)
-        self._queries = queries[:, :, -window:].clone()
-        self._query_positions = positions[:, -window:]
 
     def get_seq_length(self) -> int:
         """Tokens seen, padding included: the length that positions and masks count."""
@@ -248,9 +270,7 @@ class PrunedLayer(DynamicLayer):
         if self._kept is not None:
             kept, kept_lengths = self._kept
             self._kept = kept[indices], [kept_lengths[row] for row in rows]
-        if self._queries is not None and self._query_positions is not None:
-            self._queries = self._queries[indices]
-            self._query_positions = self._query_positions[indices]
+        self._queries.select_rows(indices)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Reorder the rows for beam search."""

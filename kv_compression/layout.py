@@ -40,6 +40,10 @@ class Layout:
         first = torch.tensor(self.starts, device=self.device)[:, None, None, None]
         return causal & (stored >= first) | (stored == own)
 
+    def drop_mask(self) -> None:
+        """Free `mask`, which is made anew when it is read again."""
+        self.__dict__.pop("mask", None)
+
     @cached_property
     def block_mask(self) -> BlockMask:
         """The same as a FlexAttention block mask, built from block bounds: no Q x S tensor."""

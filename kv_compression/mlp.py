@@ -8,11 +8,11 @@ import torch
 from transformers import PreTrainedModel
 
 # At 8,192 rows the products are as fast as at all rows; a 7B model then needs 0.7 GB for them.
-_ROWS = 8192
+ROWS = 8192
 
 
 @contextmanager
-def mlp_in_row_chunks(model: PreTrainedModel, rows: int = _ROWS) -> Iterator[None]:
+def mlp_in_row_chunks(model: PreTrainedModel, rows: int = ROWS) -> Iterator[None]:
     """Inside the block every MLP of `model` computes at most `rows` tokens at a time.
 
     An MLP treats each token for itself, so the result is the same up to the rounding of a matrix

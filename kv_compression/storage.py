@@ -10,11 +10,29 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 class Storage:
-    """Keys and values, (B, H, S, D) each, copied here, and room for `room` more tokens."""
+    """Keys and values, (B, H, S, D) each, in buffers that `capacity` tokens fit into.
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, room: int):
-        self.stored_tokens = keys.shape[2]
-        self._keys, self._values = (_with_room(tensor, room) for tensor in (keys, values))
+    keys, values: tensors of the same B, H, D, dtype and device; none of their tokens is stored yet.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, capacity: int):
+        self.stored_tokens = 0
+        self._keys, self._values = (buffer_like(tensor, capacity) for tensor in (keys, values))
+
+    @classmethod
+    def of(
+        cls, keys: torch.Tensor, values: torch.Tensor, index: torch.Tensor | None, room: int
+    ) -> "Storage":
+        """A copy of the tokens at `index`, int64 (B, H, S_kept), or of all, and `room` for more."""
+        kept = keys.shape[2] if index is None else index.shape[2]
+        storage = cls(keys, values, kept + room)
+        storage.stored_tokens = kept
+        for source, target in zip((keys, values), storage.read(), strict=True):
+            if index is None:
+                target.copy_(source)
+            else:
+                torch.gather(source, 2, _by_channel(index, source), out=target)
+        return storage
 
     def append(
         self, keys: torch.Tensor, values: torch.Tensor, padding: Sequence[int] | None
@@ -25,10 +43,8 @@ class Storage:
         """
         before, new_tokens = self.stored_tokens, keys.shape[2]
         if self._keys.shape[2] < before + new_tokens:
-            old_keys, old_values = self._keys[:, :, :before], self._values[:, :, :before]
-            self._keys, self._values = (
-                _with_room(tensor, room=new_tokens) for tensor in (old_keys, old_values)
-            )
+            grown = Storage.of(*Storage.read(self), None, room=new_tokens)
+            self._keys, self._values = grown._keys, grown._values
         self.stored_tokens += new_tokens
         self._keys[:, :, before : self.stored_tokens] = keys
         self._values[:, :, before : self.stored_tokens] = values
@@ -50,7 +66,7 @@ class Storage:
 
 
 class QuantizedStorage(Storage):
-    """The same with the tokens given at first in `bits` bits; those that come later are floats.
+    """The same with the tokens at `index`, or all, in `bits` bits; `room` later ones are floats.
 
     Raises ValueError for 4 bits and an odd D.
     """
@@ -59,11 +75,16 @@ class QuantizedStorage(Storage):
         self,
         keys: torch.Tensor,
         values: torch.Tensor,
+        index: torch.Tensor | None,
         room: int,
         starts: tuple[int, ...] | None,
         bits: int,
     ):
-        super().__init__(keys[:, :, :0], values[:, :, :0], room)
+        super().__init__(keys, values, room)
+        if index is not None:
+            keys, values = (
+                tensor.gather(2, _by_channel(index, tensor)) for tensor in (keys, values)
+            )
         self._prefix = QuantizedPrefix(keys, values, starts, bits)
         self.stored_tokens = self._prefix.stored_tokens
         self._gaps: tuple[int, Sequence[int]] | None = None
@@ -101,12 +122,15 @@ class QuantizedStorage(Storage):
         return self._prefix.nbytes + sum(new)
 
 
-def _with_room(tensor: torch.Tensor, room: int) -> torch.Tensor:
-    """A copy of (B, H, S, D) with room for more tokens; a view of a larger tensor is let go."""
-    batch, heads, stored, head_dim = tensor.shape
-    buffer = tensor.new_empty(batch, heads, stored + room, head_dim)
-    buffer[:, :, :stored] = tensor
-    return buffer
+def buffer_like(like: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Uninitialized, (B, H, tokens, D), for a tensor (B, H, S, D)."""
+    batch, heads, _, head_dim = like.shape
+    return like.new_empty(batch, heads, tokens, head_dim)
+
+
+def _by_channel(index: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """(B, H, S_kept) for `gather` along the tokens of (B, H, S, D)."""
+    return index[..., None].expand(-1, -1, -1, tensor.shape[-1])
 
 
 def close_gaps(

@@ -14,7 +14,7 @@ from kv_compression import quantized
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.pruning import Pruning
-from longctx import results
+from longctx import prefill, results
 from longctx.console import notice, stderr
 from longctx.models import ModelSource
 from longctx.prompts import Prompt, PromptBuilder
@@ -80,6 +80,10 @@ class Requests:
             kv_bits=quantized.BITS.get(self.settings.kv_quant),
             choice_tokens=list(self.choice_tokens.values()),
             graphs=self.graphs,
+            # A mask over positions is made for a whole prefill.
+            prefill_chunk=None
+            if self.attention
+            else prefill.chunk_rows(self.settings, self.model, input_ids.numel()),
         )
 
     def row(self, identity: Row, batch: Batch) -> Row:

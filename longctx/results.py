@@ -80,6 +80,7 @@ def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]
         "kernel_decode": "+".join(result.kernels["decode"]),
         "decode_mode": result.decode_mode,
         "capture_ms": result.capture_ms,
+        "prefill_mode": result.prefill_mode,
         "success": True,
         "samples": samples,
     }
@@ -128,8 +129,8 @@ def context_summary(
     summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in good])
     sparsity = [row["block_sparsity_pct"] for row in good if "block_sparsity_pct" in row]
     summary["block_sparsity_pct"] = statistics.mean(sparsity)
-    for key in ("kernel_prefill", "kernel_decode", "decode_mode"):
-        summary[key] = "+".join(sorted({row[key] for row in good} - {""}))
+    for choice in ("kernel_prefill", "kernel_decode", "decode_mode", "prefill_mode"):
+        summary[choice] = "+".join(sorted({row[choice] for row in good} - {""}))
     for name in score_names:
         summary |= _score(name, samples, seed)
         for group in groups:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from kv_compression.generation import stop_token_ids
-from longctx import config, identity, models, preflight, results, tables
+from longctx import config, identity, models, prefill, preflight, results, tables
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, printable, stdout
 from longctx.interrupt import Terminated, sigterm_raises
@@ -69,6 +69,7 @@ class Run:
         self.logdir = preflight.writable_folder(settings.logdir)
         self.source = models.find(settings)
         models.check(settings, self.source)
+        prefill.check(settings, self.source)
         self.builder = preflight.prompt_builder(task, settings, self.source)
         self.samples = samples_by_context(task, settings, self.builder)
         self.choice_tokens = preflight.choice_tokens(
@@ -98,6 +99,7 @@ class Run:
         began = time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
         model, load_s = models.load(self.settings, self.source, self.quantization)
+        prefill.check_model(self.settings, model)
         requests = self._requests(model)
         files = self._files()
         self.meta = files.meta

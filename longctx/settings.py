@@ -85,6 +85,17 @@ class Settings:
         "written for it",
         unused_when=("DECODE", "eager"),
     )
+    prefill: str = variable(
+        "auto",
+        "the prompt through all layers at once, or one layer at a time over chunks of rows, which "
+        "takes less memory; `auto`: layered for long prompts on a GPU, where the model allows it",
+        choices=("auto", "whole", "layered"),
+    )
+    prefill_chunk: PositiveInt = variable(
+        4096,
+        "rows of a chunk, those of all prompts of a request together",
+        unused_when=("PREFILL", "whole"),
+    )
     quant_mode: str = variable("none", "quantization of the weights", choices=quantization.names)
     dtype: str = variable(
         "bfloat16", "dtype of weights and cache", choices=("bfloat16", "float16", "float32")

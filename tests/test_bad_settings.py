@@ -44,6 +44,8 @@ BAD_SETTINGS = [
     ({"QUANT_MODE": "int3"}, "choose one of bnb4, bnb8, none"),
     ({"QUANT_MODE": "bnb4", "BNB_4BIT_TYPE": "nf3"}, "choose one of nf4, fp4"),
     ({"QUANT_MODE": "bnb8", "LLM_INT8_THRESHOLD": "-2"}, "0 or more"),
+    ({"PREFILL": "layers"}, "did you mean layered?"),
+    ({"PREFILL": "layered", "PREFILL_CHUNK": "0"}, "greater than or equal to 1"),
     ({"DTYPE": "float8"}, "choose one of bfloat16, float16, float32"),
     ({"DEVICE_MAP": "cuda:0"}, "no CUDA GPU here"),
     ({"MODEL_ID": "no/such-model-anywhere"}, "hub cannot be reached or does not have it"),

@@ -75,6 +75,10 @@ def backend_of(model: PreTrainedModel) -> str:
     return _BACKEND_OF_TRANSFORMERS_NAME[implementation]
 
 
+# The chunks of a long prompt come back in every layer; those of decode steps never do.
+_MOST_LAYOUTS = 128
+
+
 @dataclass
 class _Active:
     """What `use_attention` has put in place."""
@@ -83,14 +87,43 @@ class _Active:
     cache: PrunedCache
     rotary: Rotary | None
     kernels: dict[str, set[str]]
-    layouts: dict[tuple[int, ...] | None, Layout] = field(default_factory=dict)
+    current: dict[tuple[int, ...] | None, Layout] = field(default_factory=dict)
+    layouts: dict[Layout, Layout] = field(default_factory=dict)
 
-    def layout(self, layer: PrunedLayer, query: torch.Tensor, key: torch.Tensor) -> Layout:
+    def attend(
+        self,
+        layer: PrunedLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """The output, (B, Q, Hq, D); zeros for the queries whose output nothing reads."""
+        if layer.last_query_alone and query.shape[2] > 1:
+            last = query[:, :, -1:]
+            # The kernel of one row is not the one that does the prefill, so its name is no news.
+            row, _ = self.backend.attend(last, key, value, self._layout(layer, last, key), scaling)
+            batch, heads, query_len, _ = query.shape
+            output = row.new_zeros(batch, query_len, heads, row.shape[-1])
+            output[:, -1:] = row
+            return output
+        layout = self._layout(layer, query, key)
+        output, kernel = self.backend.attend(query, key, value, layout, scaling)
+        self.kernels["prefill" if query.shape[2] > 1 else "decode"].add(kernel)
+        return output
+
+    def _layout(self, layer: PrunedLayer, query: torch.Tensor, key: torch.Tensor) -> Layout:
         """The layer's layout, shared by all layers that have the same one."""
         wanted = Layout(layer.starts, query.shape[2], key.shape[2], query.device)
-        if self.layouts.get(layer.starts) != wanted:
-            self.layouts[layer.starts] = wanted
-        return self.layouts[layer.starts]
+        before = self.current.get(layer.starts)
+        if before != wanted:
+            if before is not None:
+                # Of all pairs, so too large to keep for the next layer's chunks.
+                before.drop_mask()
+            if len(self.layouts) >= _MOST_LAYOUTS:
+                self.layouts.clear()
+            self.current[layer.starts] = self.layouts.setdefault(wanted, wanted)
+        return self.current[layer.starts]
 
 
 _ACTIVE: ContextVar[_Active | None] = ContextVar("active attention", default=None)
@@ -155,9 +188,7 @@ def _forward(
     assert isinstance(layer, PrunedLayer)
     _refuse_unsupported(layer, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layout = active.layout(layer, query, key)
-    output, kernel = active.backend.attend(query, key, value, layout, scaling)
-    active.kernels["prefill" if query.shape[2] > 1 else "decode"].add(kernel)
+    output = active.attend(layer, query, key, value, scaling)
     layer.settle(query, scaling, active.rotary)
     return output, None
 

@@ -42,6 +42,8 @@ def attend(
     output = query.new_zeros(query.shape[0], layout.query_len, query.shape[1], value.shape[-1])
     for row, start in enumerate(layout.starts):
         first = max(0, start - new_from)
+        if first >= layout.query_len:
+            continue  # a chunk that is padding in this row
         row_key, row_value = key[row, None, :, start:], value[row, None, :, start:]
         output[row, None, first:] = one_row(
             query[row, None, :, first:], row_key, row_value, scaling

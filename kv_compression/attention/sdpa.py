@@ -1,6 +1,7 @@
 """sdpa: torch's scaled_dot_product_attention, with the kernel that torch itself chooses."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kv_compression.layout import Layout
+from kv_compression.attention._merge import merged
+from kv_compression.layout import BLOCK, Layout
 
 _KERNEL_OF_OPERATOR = {
     "_scaled_dot_product_flash_attention": "torch flash",
@@ -19,7 +21,8 @@ _KERNEL_OF_OPERATOR = {
     "_scaled_dot_product_fused_attention_overrideable": "overrideable",
 }
 
-_kernel_of_call: dict[tuple[object, ...], str] = {}
+_Kind = tuple[object, ...]
+_kernel_of_call: dict[_Kind, str] = {}
 
 
 def check(device_type: str, dtype: torch.dtype) -> None:
@@ -30,6 +33,8 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
 ) -> tuple[torch.Tensor, str]:
     """See the package."""
+    if _suits_cudnn(query, key, layout):
+        return _cudnn_in_two(query, key, value, layout, scaling).transpose(1, 2), "cudnn"
     batch, query_heads, query_len, head_dim = query.shape
     groups = query_heads // key.shape[1]
     mask = None
@@ -56,15 +61,7 @@ def attend(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    kind = (
-        query.device,
-        query.dtype,
-        head_dim,
-        groups,
-        query_len > 1,
-        layout.is_square,
-        mask is None,
-    )
+    kind = _kind(query.device, query.dtype, head_dim, groups, layout)
     if kind in _kernel_of_call:
         output = call()
     else:
@@ -74,6 +71,53 @@ def attend(
         _kernel_of_call[kind] = next((kernel for kernel in known if kernel), "math")
     output = output.reshape(batch, query_heads, query_len, -1)
     return output.transpose(1, 2), _kernel_of_call[kind]
+
+
+def _kind(
+    device: torch.device, dtype: torch.dtype, head_dim: int, groups: int, layout: Layout
+) -> _Kind:
+    """What torch's choice of a kernel depends on."""
+    is_plain = layout.starts is None
+    return device, dtype, head_dim, groups, layout.query_len > 1, layout.is_square, is_plain
+
+
+def _suits_cudnn(query: torch.Tensor, key: torch.Tensor, layout: Layout) -> bool:
+    """Whether this is a chunk that cuDNN's kernel may do: torch chose it where it was free to.
+
+    cuDNN plans anew for every shape, so chunks of odd lengths, such as the rest of a prompt, are
+    left to the others.
+    """
+    past_len = layout.stored_len - layout.query_len
+    is_regular = past_len > 0 and past_len % BLOCK == 0 and layout.query_len % BLOCK == 0
+    if not is_regular or layout.starts is not None:
+        return False
+    square = replace(layout, stored_len=layout.query_len)
+    groups = query.shape[1] // key.shape[1]
+    kind = _kind(query.device, query.dtype, query.shape[-1], groups, square)
+    return _kernel_of_call.get(kind) == "cudnn"
+
+
+def _cudnn_in_two(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
+) -> torch.Tensor:
+    """(B, Hq, Q, D). cuDNN's causal mask is aligned to the upper left, so a chunk takes two calls:
+
+    the keys before it, all of them seen, and its own.
+    """
+    past_len = layout.stored_len - layout.query_len
+    parts: list[torch.Tensor] = []
+    for keys, is_causal in ((slice(past_len), False), (slice(past_len, None), True)):
+        output, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            query,
+            key[:, :, keys],
+            value[:, :, keys],
+            attn_bias=None,
+            compute_log_sumexp=True,
+            is_causal=is_causal,
+            scale=scaling,
+        )
+        parts += output, lse.view(*query.shape[:3], 1)
+    return merged(*parts)
 
 
 class _OperatorNames(TorchDispatchMode):

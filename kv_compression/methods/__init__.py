@@ -6,7 +6,8 @@ layers are not the method's business. A field's metadata holds `env` (the enviro
 sets it), `help`, and `choices` where the values are few.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -36,6 +37,24 @@ class StoredLayer:
     scaling: float = 1.0
     layer_idx: int = 0
     rotary: Rotary | None = None
+
+    def by_head(self) -> Iterator["StoredLayer"]:
+        """The key/value heads one by one, each with its group's queries.
+
+        Float32 copies of all heads at once would be the largest tensors of a prefill.
+        """
+        heads = self.keys.shape[1]
+        for head in range(heads):
+            queries = self.queries
+            if queries is not None:
+                queries = queries.unflatten(1, (heads, -1))[:, head]
+            yield replace(
+                self,
+                keys=self.keys[:, head, None],
+                values=self.values[:, head, None],
+                positions=self.positions.expand(-1, heads, -1)[:, head, None],
+                queries=queries,
+            )
 
     def last_queries(self, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The last `count` queries that are known, all by default, and their positions.
@@ -71,12 +90,22 @@ class PruningMethod(Protocol):
 
     @property
     def query_window(self) -> int:
-        """How many of the last queries `score` gets after the prefill, where it gets all."""
+        """How many of the last queries `score` needs.
+
+        A method that wants all of a prompt's says `all_prompt_queries = True` besides; this is then
+        how many it gets while decoding.
+        """
         ...
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32, finite; the tokens that score highest stay."""
         ...
+
+
+def prompt_queries(method: PruningMethod, tokens: int) -> int:
+    """How many of the last queries of a prompt of `tokens` the method scores by."""
+    wants_all = getattr(method, "all_prompt_queries", False)
+    return tokens if wants_all else min(method.query_window, tokens)
 
 
 def names() -> tuple[str, ...]:

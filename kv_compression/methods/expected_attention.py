@@ -25,6 +25,7 @@ class Method:
         metadata={"env": "EXPECTED_SINKS", "help": "first tokens that always stay"},
     )
 
+    all_prompt_queries = True
     # Enough for a mean and a covariance, where a prompt's queries are gone.
     query_window = 256
 
@@ -36,33 +37,29 @@ class Method:
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: expected attention times the value's norm; the first tokens above."""
-        # Head by head: the queries of all heads in float32 would be the prefill's largest tensors.
-        heads = [self._score_head(layer, head) for head in range(layer.keys.shape[1])]
-        scores = torch.stack(heads, dim=1)
+        scores = torch.stack([self._score_head(head) for head in layer.by_head()], dim=1)
         return scores.masked_fill(self._is_sink(layer.positions), torch.finfo(torch.float32).max)
 
     def _is_sink(self, positions: torch.Tensor) -> torch.Tensor:
         """Tokens that always stay, and padding, which is nobody's to keep."""
         return positions < self.sinks
 
-    def _score_head(self, layer: StoredLayer, head: int) -> torch.Tensor:
-        """(B, S) float32 for the key/value head `head`."""
-        mean, covariance = self._expected_queries(layer, head)
-        keys = layer.keys[:, None, head].float()  # (B, 1, S, D)
+    def _score_head(self, layer: StoredLayer) -> torch.Tensor:
+        """(B, S) float32 for a layer of one key/value head."""
+        mean, covariance = self._expected_queries(layer)
+        keys = layer.keys.float()  # (B, 1, S, D)
         logits = (keys @ mean[..., None])[..., 0] * layer.scaling
         logits += (keys @ covariance * keys).sum(dim=-1) * layer.scaling**2 / 2
-        positions = layer.positions.expand(-1, layer.keys.shape[1], -1)[:, None, head]
-        weights = logits.masked_fill(self._is_sink(positions), -torch.inf).softmax(dim=-1)
+        weights = logits.masked_fill(self._is_sink(layer.positions), -torch.inf).softmax(dim=-1)
         weights = weights.nan_to_num().mean(dim=1)  # a row of sinks alone has no weights
-        return weights * torch.linalg.vector_norm(layer.values[:, head].float(), dim=-1)
+        return weights * torch.linalg.vector_norm(layer.values[:, 0].float(), dim=-1)
 
-    def _expected_queries(self, layer: StoredLayer, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _expected_queries(self, layer: StoredLayer) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean, (B, G, D), and covariance, (B, G, D, D), of the queries to come of a group."""
         queries, positions = layer.last_queries()
         if layer.rotary is None:
             raise ValueError("expected_attention needs a model with rotary positions")
-        group = queries.shape[1] // layer.keys.shape[1]
-        queries = queries[:, head * group : (head + 1) * group].float()
+        queries = queries.float()
         counted = ~self._is_sink(positions)[:, None, :, None]
         queries = layer.rotary.undo(queries, positions.clamp(min=0)) * counted
         count = counted.sum(dim=2).clamp(min=1)

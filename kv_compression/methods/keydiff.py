@@ -16,6 +16,9 @@ class Method:
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: negative cosine similarity to the mean of the normalised keys."""
+        return torch.cat([self._score_head(head) for head in layer.by_head()], dim=1)
+
+    def _score_head(self, layer: StoredLayer) -> torch.Tensor:
         keys = layer.keys.float()
         is_token = (layer.positions >= 0)[..., None]
         total = (normalize(keys, dim=-1) * is_token).sum(dim=2, keepdim=True)

@@ -37,9 +37,10 @@ class Method:
 
         Where fewer tokens are kept than the window holds, the most recent of it stay.
         """
-        weights = layer.attention_of_last(self.window)
-        window = min(self.window, weights.shape[4])
-        before = weights[..., :-window].mean(dim=(2, 3))
+        heads = [head.attention_of_last(self.window).mean(dim=(2, 3)) for head in layer.by_head()]
+        weights = torch.cat(heads, dim=1)
+        window = min(self.window, weights.shape[2])
+        before = weights[..., :-window]
         pooled = before
         if before.shape[2] > 0:
             pooled = avg_pool1d(before, self.kernel, stride=1, padding=self.kernel // 2)

@@ -15,6 +15,7 @@ class Method:
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32, the same in every head; the last token above all."""
-        weights = layer.attention_of_last(1).mean(dim=(1, 2, 3))
+        heads = [head.attention_of_last(1).mean(dim=(1, 2, 3)) for head in layer.by_head()]
+        weights = torch.stack(heads).mean(dim=0)
         weights[:, -1] = 2.0  # attention is at most 1
         return weights[:, None].expand(layer.keys.shape[:3])

@@ -1,0 +1,56 @@
+"""In the last layer a prompt needs its keys and values; all else only for its last token.
+
+Nothing reads what the last layer makes of the tokens before, so attention (`attention._forward`),
+the output projection and the MLP leave them out. The logits stay the same, up to the rounding of
+products of another height.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from kv_compression.cache import PrunedCache
+from kv_compression.layered import is_known
+
+
+@contextmanager
+def last_token_alone(model: PreTrainedModel, cache: PrunedCache) -> Iterator[None]:
+    """In the block the last layer's output is right for the last token of each row, else useless.
+
+    Models whose layers are not known to do no more with it are left as they are.
+    """
+    if not is_known(model):
+        yield
+        return
+    base: Any = model.base_model
+    layer = base.layers[-1]
+    modules = [layer.self_attn.o_proj, layer.mlp]
+    # Where something else has replaced a forward, that is what comes back.
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.forward = partial(_last_row, module.forward)
+    cache.layers[-1].last_query_alone = True
+    try:
+        yield
+    finally:
+        cache.layers[-1].last_query_alone = False
+        for module, forward in zip(modules, before, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _last_row(
+    forward: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor
+) -> torch.Tensor:
+    """hidden (B, Q, N) -> (B, Q, M), zeros but for the last row."""
+    last = forward(hidden[:, -1:])
+    if hidden.shape[1] == 1:
+        return last
+    output = last.new_zeros(*hidden.shape[:2], last.shape[-1])
+    output[:, -1:] = last
+    return output

@@ -1,0 +1,186 @@
+"""Prefill one layer at a time: the tokens and the cache of a whole prefill, whatever the chunks."""
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from kv_compression import layered, methods
+from kv_compression.attention import use_attention
+from kv_compression.cache import PrunedCache
+from kv_compression.generation import generate
+from kv_compression.last_layer import last_token_alone
+from kv_compression.methods import method_class
+from kv_compression.pruning import Pruning
+from kv_compression.selection import leading
+from tests.models import CONFIGS, batch, tiny
+
+LENGTHS = [50, 8, 67]  # chunks of 7 rows of three prompts are 2 tokens, many of them all padding
+
+
+def run(model, lengths, chunk, backend="sdpa", **options):
+    input_ids, mask = batch(lengths)
+    return generate(
+        model,
+        input_ids,
+        mask,
+        backend=backend,
+        prefill_chunk=chunk,
+        **{"max_new_tokens": 6} | options,
+    )
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_tokens_are_those_of_generate(architecture, backend):
+    model = tiny(architecture)
+    for lengths in ([61], LENGTHS):
+        input_ids, mask = batch(lengths)
+        expected = model.generate(
+            input_ids=input_ids, attention_mask=mask, max_new_tokens=6, do_sample=False
+        )[:, max(lengths) :].tolist()
+        for chunk in (None, 16, 1000):
+            result = run(model, lengths, chunk, backend)
+            assert result.new_tokens == expected
+            assert result.prefill_mode == ("layered" if chunk else "whole")
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+def test_tokens_from_the_smallest_chunks(heads, chunk):
+    model = tiny(heads=heads[0], kv_heads=heads[1])
+    assert run(model, LENGTHS, chunk).new_tokens == run(model, LENGTHS, None).new_tokens
+
+
+def caches(model, lengths, pruning, rows, kv_bits=None):
+    """Caches of a prompt's whole prefill and of a layered one, with the logits of each."""
+    input_ids, mask = batch(lengths)
+    starts = leading((mask == 0).sum(1).tolist())
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        for chunk in (None, rows):
+            cache = PrunedCache(3, pruning, starts, reserve_tokens=5, kv_bits=kv_bits)
+            with use_attention(model, "sdpa", cache), last_token_alone(model, cache):
+                if chunk is None:
+                    logits = model(
+                        input_ids=input_ids, position_ids=position_ids, past_key_values=cache,
+                        use_cache=True, logits_to_keep=1,
+                    ).logits[:, -1]  # fmt: skip
+                else:
+                    logits = layered.prefill(model, cache, input_ids, position_ids, chunk)
+            yield cache, logits
+
+
+@pytest.mark.parametrize("lengths", [[67], LENGTHS])
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("name", methods.names())
+def test_the_same_tokens_are_kept(name, ratio, lengths):
+    pruning = Pruning(method_class(name)(), ratio, prune_after=10, skip_layers=(1,))
+    (whole, whole_logits), (chunked, logits) = caches(tiny(), lengths, pruning, 16)
+    assert torch.allclose(logits, whole_logits, atol=1e-4)
+    for one, other in zip(whole.layers, chunked.layers, strict=True):
+        assert one.starts == other.starts
+        assert one.stored_tokens == other.stored_tokens
+        for row, start in enumerate(one.starts or (0,) * len(lengths)):
+            for mine, theirs in zip(one.storage.read(), other.storage.read(), strict=True):
+                # Another token's keys and values are nowhere near.
+                assert torch.allclose(mine[row, :, start:], theirs[row, :, start:], atol=1e-4)
+    assert chunked.stored_bytes() == whole.stored_bytes()
+    assert all(layer.storage._keys.shape[2] == layer.stored_tokens + 5 for layer in chunked.layers)
+
+
+@pytest.mark.parametrize("questions", [None, [3, 2, 30]])
+@pytest.mark.parametrize(
+    "options", [{}, {"kv_bits": 8}, {"kv_bits": 4}, {"prune_every": 1}, {"prune_every": 4}]
+)
+@pytest.mark.parametrize("name", methods.names())
+def test_requests_of_every_kind(name, options, questions):
+    pruning = Pruning(method_class(name)(), 0.3, 10, (1,), prune_every=options.get("prune_every"))
+    results = [
+        run(
+            tiny(),
+            LENGTHS,
+            chunk,
+            pruning=pruning,
+            question_tokens=questions,
+            kv_bits=options.get("kv_bits"),
+            max_new_tokens=11,
+        )
+        for chunk in (None, 16)
+    ]
+    first, second = ((r.new_tokens, r.stored_tokens, r.kv_bytes) for r in results)
+    assert first == second
+
+
+def test_a_budget_that_a_prompt_does_not_fill_is_met_later():
+    pruning = Pruning(
+        method_class("snapkv")(window=6), prune_after=0, keep_tokens=70, prune_every=2
+    )
+    results = [run(tiny(), LENGTHS, c, pruning=pruning, max_new_tokens=20) for c in (None, 16)]
+    assert results[0].new_tokens == results[1].new_tokens
+
+
+@pytest.mark.parametrize("lengths", [[1], [67], LENGTHS])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_the_last_layers_other_tokens_do_not_matter(architecture, lengths):
+    model = tiny(architecture)
+    input_ids, mask = batch(lengths)
+    with torch.no_grad():
+        expected = model(input_ids=input_ids, attention_mask=mask).logits[:, -1]
+    for _, logits in caches(model, lengths, None, 16):
+        assert torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_the_last_layer_works_for_one_row_and_is_put_back():
+    model, cache = tiny(), PrunedCache(3)
+    last, rows = model.model.layers[-1], []
+    for mlp in (model.model.layers[0].mlp, last.mlp):
+        mlp.down_proj.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
+    with use_attention(model, "sdpa", cache) as kernels, last_token_alone(model, cache):
+        assert cache.layers[-1].last_query_alone
+        with torch.no_grad():
+            model(batch([67])[0], past_key_values=cache, use_cache=True)
+    assert rows == [67, 1]
+    assert kernels["decode"] == set()
+    assert not cache.layers[-1].last_query_alone
+    assert "forward" not in vars(last.mlp) | vars(last.self_attn.o_proj)
+
+
+def test_what_cannot_be_prefilled_so_says_why():
+    assert layered.obstacle(tiny()) is None
+    other = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=512, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        )
+    )  # fmt: skip
+    assert layered.obstacle(other) == (
+        "Gemma2ForCausalLM is none of the model types llama, mistral, phi3, qwen2, qwen3"
+    )
+    derived = type("LlamaForCausalLM", (type(tiny()),), {"__module__": "transformers_modules.mine"})
+    assert layered.obstacle(derived(tiny().config)) is not None
+    divided = tiny()
+    divided.model.layers[1].to("meta")
+    assert layered.obstacle(divided) == "the model lies on cpu, meta"
+    with pytest.raises(ValueError, match="one layer at a time: the model lies on"):
+        run(divided, [9], 16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [[3000], [3000, 40, 2100]])
+@pytest.mark.parametrize("backend", ["sdpa", "flash2", "flex"])
+def test_half_precision_on_a_gpu_differs_by_rounding_alone(backend, lengths):
+    model = tiny(heads=8, kv_heads=2, head_dim=64, dtype=torch.bfloat16, initializer_range=0.02)
+    model = model.cuda()
+    input_ids, mask = (tensor.cuda() for tensor in batch(lengths))
+    starts = leading((mask == 0).sum(1).tolist())
+    position_ids = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        exact = model.float()(input_ids=input_ids, attention_mask=mask).logits[:, -1]
+        model.bfloat16()
+        errors = []
+        for rows in (10**6, 512 * len(lengths)):
+            cache = PrunedCache(3, starts=starts)
+            with use_attention(model, backend, cache), last_token_alone(model, cache):
+                logits = layered.prefill(model, cache, input_ids, position_ids, rows)
+            errors.append((logits.float() - exact).abs().max().item())
+    assert errors[1] <= 2 * errors[0] + 1e-3

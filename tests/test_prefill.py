@@ -1,0 +1,65 @@
+"""PREFILL: when a run goes layer by layer, and that its answers stay the same."""
+
+import types
+
+import pytest
+
+from flex_pipeline import hotpot_qa_flex
+from longctx import config, models, prefill
+from longctx.config import SettingError
+from longctx.settings import Settings
+from tests.models import tiny
+from tests.runs import run
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("scope", ["prompt", "context"])
+def test_a_layered_run_gives_the_rows_of_a_whole_one(tiny_folder, tmp_path, scope):
+    shared = {"KV_MODE": "snapkv", "PRUNE_AFTER": "100", "BATCH_SIZE": "2", "KV_SCOPE": scope}
+    whole = run(tiny_folder, tmp_path, **shared)
+    layered = run(tiny_folder, tmp_path, PREFILL="layered", PREFILL_CHUNK="50", **shared)
+    for full, mode in ((whole, "whole"), (layered, "layered")):
+        assert {row["prefill_mode"] for row in full["rows"]} == {mode}
+        assert {summary["prefill_mode"] for summary in full["ctx_summaries"]} == {mode}
+    one, other = (
+        [(row["samples"], row["stored_tokens_per_layer"]) for row in full["rows"]]
+        for full in (whole, layered)
+    )
+    assert one == other
+    assert whole["run_meta"]["fingerprint"] != layered["run_meta"]["fingerprint"]
+
+
+def test_auto_goes_by_layers_where_prompts_are_long_and_a_gpu_does_the_work(monkeypatch):
+    model, settings = tiny(), Settings(prefill_chunk=100)
+    assert prefill.chunk_rows(settings, model, 1000) is None
+    monkeypatch.setattr(type(model), "device", types.SimpleNamespace(type="cuda"))
+    assert prefill.chunk_rows(settings, model, 200) is None
+    assert prefill.chunk_rows(settings, model, 201) == 100
+    assert prefill.chunk_rows(Settings(prefill="whole"), model, 10**6) is None
+    assert prefill.chunk_rows(Settings(prefill="layered"), model, 5) == 4096
+    model.model.layers[1].to("meta")
+    assert prefill.chunk_rows(settings, model, 1000) is None
+    prefill.check_model(settings, model)
+    with pytest.raises(SettingError, match="PREFILL=layered: the model lies on cpu, meta"):
+        prefill.check_model(Settings(prefill="layered"), model)
+
+
+def test_what_cannot_be_layered_is_refused_before_the_model_is_loaded():
+    def source(model_type):
+        return types.SimpleNamespace(config=types.SimpleNamespace(model_type=model_type))
+
+    layered = Settings(prefill="layered")
+    prefill.check(layered, source("qwen3"))
+    prefill.check(Settings(), source("gemma3"))
+    with pytest.raises(SettingError, match="PREFILL=layered: a gemma3 model is none of"):
+        prefill.check(layered, source("gemma3"))
+    with pytest.raises(SettingError, match="leave TP_PLAN at none"):
+        prefill.check(Settings(prefill="layered", tp_plan="auto"), source("llama"))
+    settings, _ = config.read(hotpot_qa_flex.HotpotQAFlexSettings, {"PREFILL": "layered"})
+    with pytest.raises(SettingError, match="masks are made for whole prefills"):
+        hotpot_qa_flex.attention(settings)
+
+
+def test_every_shape_of_random_weights_can_be_layered():
+    for shape in models._RANDOM_SHAPES.values():
+        prefill.check(Settings(prefill="layered"), types.SimpleNamespace(config=shape))
