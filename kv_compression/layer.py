@@ -10,7 +10,7 @@ from kv_compression.methods import StoredLayer, prompt_queries
 from kv_compression.pruning import Pruning
 from kv_compression.queries import LastQueries
 from kv_compression.rotary import Rotary
-from kv_compression.selection import leading, select
+from kv_compression.selection import leading, select, to_device
 from kv_compression.storage import KeyValue, QuantizedStorage, Storage
 
 
@@ -226,7 +226,7 @@ class PrunedLayer(DynamicLayer):
         """(B, H or 1, S) int64: the place in its row of each stored token, negative for padding."""
         stored = self.keys.shape[2]
         index = torch.arange(stored, device=self.keys.device)
-        lengths = torch.tensor(self._lengths, device=self.keys.device)
+        lengths = to_device(self._lengths, self.keys.device)
         # Counted from the end, where the row's newest token stands.
         positions = (lengths[:, None] - stored + index)[:, None]
         if self._kept is not None:
@@ -235,7 +235,7 @@ class PrunedLayer(DynamicLayer):
             for row, start in enumerate(self._starts()):
                 end = stored - (self._lengths[row] - kept_lengths[row])
                 positions[row, :, start:end] = kept[row, :, kept.shape[2] - (end - start) :]
-        first = torch.tensor(self._starts(), device=self.keys.device)
+        first = to_device(self._starts(), self.keys.device)
         return positions.masked_fill((index < first[:, None])[:, None], -1)
 
     def get_seq_length(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from kv_compression.selection import to_device
 from kv_compression.storage import buffer_like
 
 
@@ -41,7 +42,7 @@ class LastQueries:
         self, queries: torch.Tensor, window: int, padding: Sequence[int], lengths: Sequence[int]
     ) -> None:
         """Note later queries, the first padding[b] of them none; only the last `window` stay."""
-        before = torch.tensor(padding, device=queries.device)[:, None]
+        before = to_device(padding, queries.device)[:, None]
         place = torch.arange(queries.shape[2], device=queries.device)
         positions = _positions(lengths, queries).masked_fill(place < before, -1)
         if self.states is not None and self.positions is not None:
@@ -66,5 +67,5 @@ class LastQueries:
 
 def _positions(lengths: Sequence[int], queries: torch.Tensor) -> torch.Tensor:
     """(B, Q) int64, of the last tokens of rows of `lengths`; a prompt's padding is below 0."""
-    newest = torch.tensor(lengths, device=queries.device)[:, None]
+    newest = to_device(lengths, queries.device)[:, None]
     return newest - queries.shape[2] + torch.arange(queries.shape[2], device=queries.device)

@@ -30,6 +30,11 @@ def leading(starts: Sequence[int]) -> tuple[int, ...] | None:
     return tuple(starts) if any(starts) else None
 
 
+def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(B,) int64 there, without waiting for what the device is doing."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
+
+
 def select(
     scores: torch.Tensor, starts: tuple[int, ...] | None, counts: Sequence[int]
 ) -> Selection:
@@ -42,16 +47,29 @@ def select(
     batch, heads, stored = scores.shape
     most = max(counts)
     if starts is not None:
-        first = torch.tensor(starts, device=scores.device)
+        first = to_device(starts, scores.device)
         padding = torch.arange(stored, device=scores.device) < first[:, None]
         scores = scores.masked_fill(padding[:, None], -torch.inf)
-    # Stable, so that equal scores stay in the order of the text.
-    index = scores.sort(dim=-1, descending=True, stable=True).indices[..., :most]
-    new_starts = leading([most - count for count in counts])
-    if new_starts is not None:
-        rank = torch.arange(most, device=scores.device)
-        surplus = rank >= torch.tensor(counts, device=scores.device)[:, None]
-        index = index.masked_fill(surplus[:, None], -1)
-    index = index.sort(dim=-1).values.clamp_(min=0)
+    if min(counts) == most:
+        index = _best(scores, most, most)
+    else:
+        rows = enumerate(counts)
+        index = torch.cat([_best(scores[row, None], count, most) for row, count in rows])
     assert index.shape == (batch, heads, most)
-    return Selection(index, new_starts)
+    return Selection(index, leading([most - count for count in counts]))
+
+
+def _best(scores: torch.Tensor, count: int, places: int) -> torch.Tensor:
+    """Indices of the `count` highest of (B, H, S) in the last of `places`, zeros before them.
+
+    Nothing is sorted: all above the lowest of the highest stay, and of those equal to it the first.
+    """
+    lowest = scores.topk(count, sorted=False).values.amin(dim=-1, keepdim=True)
+    above, equal = scores > lowest, scores == lowest
+    missing = count - above.sum(dim=-1, keepdim=True)
+    kept = above | equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= missing)
+    # A kept token's place among the others; all else goes to one place too many.
+    place = kept.cumsum(dim=-1).add_(places - count - 1).masked_fill_(~kept, places)
+    index = place.new_zeros(*scores.shape[:2], places + 1)
+    tokens = torch.arange(scores.shape[-1], device=scores.device)
+    return index.scatter_(-1, place, tokens.expand_as(place))[..., :places]

@@ -9,13 +9,13 @@ import weakref
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from kv_compression import layered
 from kv_compression.attention import backend, use_attention
+from kv_compression.attention._merge import merged
 from kv_compression.cache import PrunedCache
 from kv_compression.last_layer import last_token_alone
 from kv_compression.methods import method_class
@@ -52,8 +52,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 def fused_attention(query, key, value, layout, scaling):
-    """What a fused kernel allocates: its output."""
-    return torch.empty_like(query).transpose(1, 2).contiguous(), "fused"
+    """What a fused kernel allocates: its output, and for a chunk two of them, to be merged."""
+    lse = torch.empty(*query.shape[:3], 1)
+    output = torch.empty_like(query)
+    if 1 < layout.query_len < layout.stored_len:
+        output = merged(output, lse, torch.empty_like(query), lse)
+    return output.transpose(1, 2).contiguous(), "fused"
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def fused(monkeypatch):
 
 def peak_of_prefill(name, tokens, rows=None):
     """Bytes of weights, of what is kept, and most beside the weights, of a 7B model's prefill."""
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+    with torch.device("meta"), torch.inference_mode():
         config = _RANDOM_SHAPES["mistral-7b"]
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
         weights = sum(parameter.nbytes for parameter in model.parameters())
@@ -92,9 +96,6 @@ def peak_of_prefill(name, tokens, rows=None):
                 )
     stored = 2 * 8 * 128 * 2 * (30 * tokens // 4 + 2 * tokens)
     assert cache.stored_bytes() == stored < live.peak
-    print(
-        name, tokens, rows, (weights + live.peak) / (weights + stored), (weights + live.peak) / GIB
-    )
     return weights, stored, live.peak
 
 
@@ -108,14 +109,13 @@ def test_a_request_at_32k_with_a_quarter_kept_fits_into_17_gib(name, fused):
     ("name", "tokens", "most"),
     [
         ("l2", 32768, 1.05),
+        ("keydiff", 32768, 1.05),
+        ("snapkv", 32768, 1.05),
         ("expected_attention", 32768, 1.07),
         ("l2", 131072, 1.09),
-        ("keydiff", 131072, 1.09),
-        ("tova", 131072, 1.09),
-        ("snapkv", 131072, 1.11),
     ],
 )
 def test_layer_by_layer_a_prefill_takes_little_more_than_it_leaves(name, tokens, most, fused):
     weights, stored, peak = peak_of_prefill(name, tokens, rows=4096)
     assert weights + peak <= most * (weights + stored)
-    assert weights + peak <= 20 * GIB or name == "snapkv"
+    assert weights + peak <= 20 * GIB

@@ -36,6 +36,41 @@ def test_select_keeps_the_best_in_order(data):
             assert kept.index[row, head, new_starts[row] :].tolist() == expected
 
 
+def sorted_selection(scores, starts, counts):
+    """The same by a stable sort of everything, starts and counts a row."""
+    most, rows = max(counts), []
+    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        order = scores[row, :, start:].sort(dim=-1, descending=True, stable=True).indices
+        index = order[:, :count].sort(dim=-1).values + start
+        rows.append(torch.nn.functional.pad(index, (most - count, 0)))
+    return torch.stack(rows)
+
+
+@given(st.data())
+def test_select_is_what_a_stable_sort_selects(data):
+    batch, heads = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+    stored = data.draw(st.integers(1, 300))
+    starts = [data.draw(st.integers(0, stored - 1)) for _ in range(batch)]
+    counts = [data.draw(st.integers(1, stored - start)) for start in starts]
+    if data.draw(st.booleans()):
+        starts, counts = [0] * batch, [data.draw(st.integers(1, stored))] * batch
+    scores = data.draw(
+        st.sampled_from(
+            [
+                torch.zeros,  # all equal
+                lambda *shape: torch.zeros(shape).copysign(torch.randn(shape)),  # -0.0 and 0.0
+                lambda *shape: torch.randint(-1, 2, shape).float(),
+                lambda *shape: torch.randint(0, 2, shape) * torch.finfo(torch.float32).max,
+                lambda *shape: torch.randn(shape).bfloat16().float(),
+                torch.randn,
+            ]
+        )
+    )(batch, heads, stored)
+    kept = select(scores, tuple(starts) if any(starts) else None, counts)
+    assert torch.equal(kept.index, sorted_selection(scores, starts, counts))
+    assert (kept.starts or (0,) * batch) == tuple(max(counts) - count for count in counts)
+
+
 @given(st.integers(1, 10**6), st.floats(0, 1, exclude_min=True))
 def test_kept_count_is_the_ceiling_and_never_zero(length, keep_ratio):
     count = kept_count(length, keep_ratio)
