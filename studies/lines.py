@@ -51,6 +51,13 @@ class Line:
     points: list[tuple[float, float, float, float]] = field(default_factory=list)
     out_of_memory: list[float] = field(default_factory=list)
 
+    def add(self, x: float, point: Point, figure: str) -> None:
+        """Put a figure of a run, with the range of its requests, at x; nothing if not measured."""
+        value = point.median(figure)
+        if value is not None:
+            reached = [value, *point.values(figure)]
+            self.points.append((x, value, min(reached), max(reached)))
+
 
 def by_length(
     points: Iterable[Point], figure: str, line_of: Callable[[Point], tuple[str, Style, str]]
@@ -60,13 +67,10 @@ def by_length(
     for (label, style, dashes), mine in grouped(points, line_of).items():
         line = Line(label, style, dashes)
         for point in mine:
-            value = point.median(figure)
             if point.out_of_memory:
                 line.out_of_memory.append(point.context_tokens)
-            elif value is not None:
-                spread = point.values(figure) or [value]
-                ends = min(*spread, value), max(*spread, value)
-                line.points.append((point.context_tokens, value, *ends))
+            else:
+                line.add(point.context_tokens, point, figure)
         lines.append(line)
     return lines
 
@@ -118,16 +122,13 @@ def method_lines(points: Sequence[Point], figure: str) -> list[Line]:
     for method, mine in grouped(points, lambda point: point.method).items():
         line = Line(method, METHODS[method])
         for point in sorted(mine, key=lambda point: -point.kept):
-            value = point.median(figure)
-            if value is not None:
-                spread = point.values(figure) or [value]
-                line.points.append((point.kept, value, min(spread), max(spread)))
+            line.add(point.kept, point, figure)
         lines.append(line)
     return lines
 
 
 def quality_lines(points: Sequence[Point], cost: str) -> list[Line]:
-    """A line for each method: the task's score in %, with its interval, against a cost."""
+    """A line for each method: the task's score, with its interval, against a cost."""
     lines = []
     for method, style in METHODS.items():
         line = Line(method, style)
@@ -136,7 +137,7 @@ def quality_lines(points: Sequence[Point], cost: str) -> list[Line]:
             value, score = point.median(cost), point.summary.get(name)
             if point.method == method and value is not None and score is not None:
                 low, high = point.summary[f"{name}_ci95"] or (score, score)
-                line.points.append((value, 100 * score, 100 * low, 100 * high))
+                line.points.append((value, score, low, high))
         if line.points:
             lines.append(line)
     return lines
