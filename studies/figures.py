@@ -100,7 +100,8 @@ def quantization(points: Sequence[Point]) -> "Figure":
 def quality(points: Sequence[Point], wanted_length: int = 1024) -> "Figure":
     """Each task's score against the cache's size and decode speed; a row for each data set.
 
-    Pruned before the question is read, at the length next to the one wanted that all data sets have.
+    Pruned before the question is read, at that length of all data sets that is next to the one
+    wanted.
     """
     mine = [p for p in points if p.sweep.startswith("quality/") and p.sweep.endswith("/context")]
     lengths = ({p.context_tokens for p in ps} for ps in grouped(mine, lambda p: p.sweep).values())
@@ -207,7 +208,7 @@ def _panel(axis: "Axes", panel: Panel) -> None:
 
 
 def _log_scales(axis: "Axes", panel: Panel) -> None:
-    """A length doubles from tick to tick; y is logarithmic where it spans more than a factor of 8."""
+    """Lengths are ticks of a logarithmic axis; y is one where it spans more than a factor of 8."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     reached = {x for line in panel.lines for x, *_ in line.points}
