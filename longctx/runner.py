@@ -52,11 +52,7 @@ class Run:
     """A run from its settings to its files; `supplies` may be shared with other runs."""
 
     def __init__(
-        self,
-        task: Task,
-        settings: Settings,
-        environ: Environment,
-        supplies: Supplies | None = None,
+        self, task: Task, settings: Settings, environ: Environment, supplies: Supplies | None = None
     ):
         self.task = task
         self.supplies = supplies or Supplies()

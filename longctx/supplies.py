@@ -22,6 +22,7 @@ _OF_REQUESTS = frozenset(
         *("attn_impl", "batch_size", "max_new_tokens", "warmup", "oom"),
         *("kv_mode", "keep_ratio", "keep_tokens", "prune_after", "skip_layers", "kv_scope"),
         *("prune_every", "kv_quant", "quant_mode", "dtype", "device_map", "tp_plan"),
+        *("decode", "compile", "prefill", "prefill_chunk"),
         *("logdir", "resume", "skip_done", "wandb_mode", "wandb_project", "wandb_entity"),
     )
 )

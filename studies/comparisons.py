@@ -77,9 +77,7 @@ def _identity(point: Point) -> Any:
     return point.sweep, point.context_tokens, point.meta["fingerprint"]
 
 
-def agree(pair: Pair, figure: str) -> bool | None:
-    """Whether the ranges of a figure over the requests of both touch; None where not measured."""
+def agree(pair: Pair, figure: str) -> bool:
+    """Whether the ranges of a figure, measured in both, touch over their requests."""
     first, second = pair.reference.values(figure), pair.other.values(figure)
-    if not first or not second:
-        return None
     return max(min(first), min(second)) <= min(max(first), max(second))

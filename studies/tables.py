@@ -11,12 +11,13 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from longctx.paired import ScoreDifference
-from longctx.tables import figure
+from longctx.tables import figure, label
 from studies import comparisons, measurements
 from studies.comparisons import Pair
 from studies.measurements import Point, grouped, of_sweep
@@ -198,31 +199,30 @@ def _difference(score: ScoreDifference) -> str:
 
 
 def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Block]:
-    """Cells that were run twice: both figures, and whether their ranges touch."""
-    rows: list[Sequence[object]] = [["run", "tokens", "TTFT ms", "decode ms per token", "answers"]]
+    """Cells that were run twice: ranges over requests, whether they touch, and the medians' ratio.
+
+    The largest of these ratios is what two runs differ by anyhow.
+    """
+    names = ("ttft_ms", "ms_per_token_decode")
+    rows: list[Sequence[object]] = [["run", "tokens", *names, "same answers"]]
     for pair in comparisons.repeats(points, again):
-        cells = []
-        for name in ("ttft_ms", "ms_per_token_decode"):
-            ranges = [
-                f"{min(v):,.1f} to {max(v):,.1f}" if (v := point.values(name)) else "-"
-                for point in (pair.reference, pair.other)
-            ]
-            verdict = {True: "agree", False: "differ", None: "-"}[comparisons.agree(pair, name)]
-            cells.append(f"{', '.join(ranges)}: {verdict}")
-        outputs = [
-            [sample["output"] for row in point.rows for sample in row["samples"]]
-            for point in (pair.reference, pair.other)
-        ]
-        same = sum(a == b for a, b in zip(*outputs, strict=False))
-        rows.append(
-            [
-                pair.other.meta["run_id"],
-                pair.other.context_tokens,
-                *cells,
-                f"{same}/{len(outputs[0])}",
-            ]
-        )
-    yield "repeats: fastest to slowest request of both runs", markdown(rows, 1)
+        sides = (pair.reference, pair.other)
+        outputs = [[s["output"] for row in side.rows for s in row["samples"]] for side in sides]
+        same = sum(first == second for first, second in zip(*outputs, strict=False))
+        meta = pair.other.meta
+        run = f"{pair.other.sweep}: {label(meta)}, batch {pair.other.batch}, {pair.other.decode}"
+        figures = (_repeated(pair, name) for name in names)
+        rows.append([run, f"{_length(pair.other):,}", *figures, f"{same} of {len(outputs[0])}"])
+    yield "repeats: fastest to slowest request of both runs, ratio of medians", markdown(rows, 1)
+
+
+def _repeated(pair: Pair, name: str) -> str:
+    first, second = pair.reference.values(name), pair.other.values(name)
+    if not first or not second:
+        return "-"
+    ranges = ", ".join(f"{min(v):,.1f} to {max(v):,.1f}" for v in (first, second))
+    verdict = "agree" if comparisons.agree(pair, name) else "differ"
+    return f"{ranges}: {verdict}, {median(second) / median(first):.2f} times"
 
 
 def _itself(point: Point) -> Point:
