@@ -1,37 +1,29 @@
 """Prefill time under FlexAttention's masks against dense attention, and the blocks they skip.
 
-    python benchmarks/masks.py --output logs/masks.json
+    python benchmarks/masks.py
 
-Random prompts on a model with random weights; time to first token, median of `--repeats` after one
-uncounted request. `sdpa` and `causal` compute dense causal attention, the others skip blocks;
+Time to first token, median of `--repeats` requests after an uncounted one, each with a random
+prompt of its own. `sdpa` and `causal` compute dense causal attention, the others skip blocks;
 speed-ups are over `causal`, the same kernel. A length that does not fit into memory is part of the
 table.
 """
 
 import argparse
-import json
-import shlex
-import statistics
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch
-from rich.table import Table
 from transformers import PreTrainedModel
 
+from benchmarks import _measure, _report
+from benchmarks._report import Lines, Report, Row
 from flex_pipeline import masks
 from flex_pipeline.masked_attention import MaskedFlex
 from kv_compression.generation import generate
-from longctx import config, environment, models
-from longctx.console import stdout
-from longctx.results import gigabytes, write_whole
-from longctx.settings import Settings
+from longctx.results import gigabytes
 from longctx.tables import figure
-
-Row = dict[str, Any]
 
 
 def backends(window: int, sinks: int) -> dict[str, str | MaskedFlex]:
@@ -47,90 +39,58 @@ def backends(window: int, sinks: int) -> dict[str, str | MaskedFlex]:
 def measure(
     model: PreTrainedModel, backend: str | MaskedFlex, context_tokens: int, repeats: int
 ) -> Row:
-    """Prefill of one random prompt of `context_tokens`; `ttft_ms` is None when out of memory."""
-    prompt = torch.randint(model.config.vocab_size, (1, context_tokens))
-    try:
-        results = [
-            generate(model, prompt, backend=backend, max_new_tokens=1) for _ in range(repeats + 1)
-        ][1:]
-    except torch.OutOfMemoryError:
-        return {"ttft_ms": None}
+    """Prefill of random prompts of `context_tokens`."""
+    results = _measure.repeated(
+        lambda: generate(
+            model, _measure.prompt(model, 1, context_tokens), backend=backend, max_new_tokens=1
+        ),
+        repeats,
+    )
     return {
-        "ttft_ms": statistics.median(result.ttft_ms for result in results),
-        "ttft_ms_runs": [result.ttft_ms for result in results],
+        **_measure.median("ttft_ms", [result.ttft_ms for result in results]),
         "peak_prefill_gb": gigabytes(results[-1].peak_prefill_bytes),
         "kernel": "+".join(results[-1].kernels["prefill"]),
         **({} if isinstance(backend, str) else backend.figures()),
     }
 
 
-def table_of(rows: list[Row]) -> Table:
+def run(arguments: argparse.Namespace, report: Report) -> None:
+    """Every mask at every length."""
+    model = _measure.load(arguments.model, arguments.dtype)
+    for context_tokens in arguments.contexts:
+        for name, backend in backends(arguments.window, arguments.sinks).items():
+            case = {"context_tokens": context_tokens, "mask": name}
+            report.add(case, partial(measure, model, backend, context_tokens, arguments.repeats))
+
+
+def lines(written: Row) -> Lines:
     """A line for each length and mask."""
-    table = Table()
-    for heading in ("mask", "kernel"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("context", "TTFT ms", "speed-up", "skipped %", "peak GB"):
-        table.add_column(heading, justify="right")
+    table: Lines = [("mask", "context", "TTFT ms", "speed-up", "skipped %", "peak GB", "kernel")]
+    rows = written["rows"]
+    dense = {row["context_tokens"]: row.get("ttft_ms") for row in rows if row["mask"] == "causal"}
     for row in rows:
-        dense = next(
-            other
-            for other in rows
-            if other["mask"] == "causal" and other["context_tokens"] == row["context_tokens"]
-        )
-        both = row["ttft_ms"] and dense["ttft_ms"]
-        table.add_row(
-            row["mask"],
-            row.get("kernel", "out of memory"),
-            f"{row['context_tokens']:,}",
-            figure(row["ttft_ms"], 1),
-            figure(dense["ttft_ms"] / row["ttft_ms"] if both else None, 2),
-            figure(row.get("block_sparsity_pct"), 1),
-            figure(row.get("peak_prefill_gb"), 2),
+        theirs, mine = dense.get(row["context_tokens"]), row.get("ttft_ms")
+        table.append(
+            [
+                row["mask"],
+                f"{row['context_tokens']:,}",
+                figure(mine, 1),
+                figure(theirs / mine if theirs and mine else None, 2),
+                *_report.cells(row, ("block_sparsity_pct", 1), ("peak_prefill_gb", 2)),
+                _report.note(row),
+            ]
         )
     return table
 
 
-def lengths(text: str) -> list[int]:
-    """The numbers of a comma-separated list."""
-    return list(map(int, text.split(",")))
-
-
 def main() -> None:
     """Measure, print the table, write the rows."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="random/mistral-7b")
-    parser.add_argument("--contexts", type=lengths, default=[8192, 16384, 32768, 65536])
+    parser = _report.parser(__doc__, "masks")
+    parser.add_argument("--contexts", type=_report.numbers, default=[8192, 16384, 32768, 65536])
     parser.add_argument("--window", type=int, default=4096)
     parser.add_argument("--sinks", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("logs/masks.json"))
-    arguments = parser.parse_args()
-    settings, environ = config.read(Settings, {"MODEL_ID": arguments.model})
-    try:
-        model, _ = models.load(settings, models.find(settings), environ.quantization())
-    except config.CannotRunError as error:
-        parser.error(str(error))
-    torch.manual_seed(settings.seed)
-    rows = [
-        {"context_tokens": context_tokens, "mask": name}
-        | measure(model, backend, context_tokens, arguments.repeats)
-        for context_tokens in arguments.contexts
-        for name, backend in backends(arguments.window, arguments.sinks).items()
-    ]
-    stdout.print(table_of(rows))
-    written = {
-        "command": shlex.join(["python", "benchmarks/masks.py", *sys.argv[1:]]),
-        "model": arguments.model,
-        "dtype": settings.dtype,
-        "device": environment.device(),
-        "versions": environment.versions(),
-        "git_commit": environment.git_commit(),
-        "rows": rows,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(arguments.output, json.dumps(written, indent=1) + "\n")
+    _report.main(parser, run, lines)
 
 
 if __name__ == "__main__":

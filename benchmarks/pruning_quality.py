@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     if arguments.figure:
-        from pruning_quality_figure import draw
+        from benchmarks.pruning_quality_figure import draw
 
         draw(json.loads(arguments.out.read_text(encoding="utf-8")), arguments.figure)
         return

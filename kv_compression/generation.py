@@ -1,14 +1,15 @@
 """Prefill, compress, decode: the one loop that every mode runs through, and its clock."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kv_compression.attention import Backend, use_attention
+from kv_compression.attention import Backend, refuse_window, use_attention
 from kv_compression.cache import PrunedCache
+from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
 from kv_compression.mlp import mlp_in_row_chunks
 from kv_compression.pruning import Pruning
@@ -29,6 +30,9 @@ class Generation:
     stored_tokens: the same in tokens, for each layer.
     peak_prefill_bytes, peak_decode_bytes, peak_reserved_bytes: GPU memory; None without a GPU.
     kernels: names of the attention kernels that ran, under "prefill" and "decode".
+    decode_mode: "eager" or "graph".
+    capture_ms: capturing the decode step, where this request was the first to need it; it is in no
+        other figure.
     choice_log_probs: for each row, log-probabilities of `choice_tokens` as its first new token.
     """
 
@@ -44,6 +48,8 @@ class Generation:
     peak_decode_bytes: int | None
     peak_reserved_bytes: int | None
     kernels: dict[str, list[str]]
+    decode_mode: str
+    capture_ms: float
     choice_log_probs: list[list[float]]
 
 
@@ -106,17 +112,27 @@ def split_questions(
     return result
 
 
-def _greedy(logits: torch.Tensor, place: int) -> tuple[torch.Tensor, list[int]]:
-    """Most probable token of each row of (B, V), there and on the host.
-
-    Raises FloatingPointError for logits that are NaN, which have no most probable token.
-    """
+def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
+    """Most probable token of each row of (B, V), and on the host with whether logits are NaN."""
     next_token = logits.argmax(dim=-1)
     # One transfer for both: each waits for the device.
-    known, is_nan = torch.stack([next_token, logits.isnan().any(dim=-1)]).tolist()
-    if any(is_nan):
+    return next_token, torch.stack([next_token, logits.isnan().any(dim=-1)], dim=1).tolist()
+
+
+def _eager_steps(
+    step: Callable[[torch.Tensor], torch.Tensor], next_token: torch.Tensor
+) -> Iterator[list[list[int]]]:
+    """For each step and row its token and whether its logits are NaN; `step` as in `generate`."""
+    while True:
+        next_token, known = _greedy(step(next_token[:, None]))
+        yield known
+
+
+def _checked(known: list[list[int]], place: int) -> list[int]:
+    """Each row's token. Raises FloatingPointError for NaN, which has no most probable token."""
+    if any(is_nan for _, is_nan in known):
         raise FloatingPointError(f"the model's logits are NaN at new token {place}")
-    return next_token, known
+    return [token for token, _ in known]
 
 
 def _log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
@@ -127,7 +143,7 @@ def _log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]
 
 
 @torch.inference_mode()
-def generate(
+def generate(  # noqa: PLR0915
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -139,6 +155,7 @@ def generate(
     question_tokens: Sequence[int] | None = None,
     kv_bits: int | None = None,
     choice_tokens: Sequence[int] = (),
+    graphs: DecodeGraphs | None = None,
 ) -> Generation:
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
@@ -154,6 +171,8 @@ def generate(
         the model's own dtype.
     choice_tokens: tokens whose log-probabilities as the first new token are wanted, of a softmax
         over the whole vocabulary in float32.
+    graphs: decodes by a captured step, which `decode_graph.obstacle` has allowed; None by calling
+        the model for each token.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet; FloatingPointError for logits that are NaN.
@@ -204,24 +223,33 @@ def generate(
         began = time.perf_counter()
         for tokens, padding in chunks:
             first_logits = step(tokens, padding)
-        next_token, known = _greedy(first_logits, place=1)
-        answers = [[token] for token in known]
+        next_token, known = _greedy(first_logits)
+        answers = [[token] for token in _checked(known, place=1)]
         first_known = time.perf_counter()
         synchronize(devices)
         peak_prefill, kv_bytes = memory.allocated(), cache.stored_bytes()
         stored_tokens = [layer.stored_tokens for layer in cache.layers]
+        capture_ms = 0.0
+        if graphs is not None and max_new_tokens > 1:
+            refuse_window(graphs.window, input_ids.shape[1] + max_new_tokens - 1)
+            capture_ms = graphs.capture(cache.layers, next_token, seen_tokens)
         memory.restart()
 
-        decode_began = time.perf_counter()
+        decode_began = ended = time.perf_counter()
+        if graphs is None:
+            steps = _eager_steps(step, next_token)
+        else:
+            steps = graphs.steps(cache.layers, next_token, seen_tokens, max_new_tokens - 1)
+            kernels["decode"] |= graphs.kernels
         for place in range(2, max_new_tokens + 1):
             if all(answer[-1] in stop_tokens for answer in answers):
                 break
-            next_token, known = _greedy(step(next_token[:, None]), place)
-            for answer, token in zip(answers, known, strict=True):
+            tokens_known = _checked(next(steps), place)
+            ended = time.perf_counter()
+            for answer, token in zip(answers, tokens_known, strict=True):
                 if answer[-1] not in stop_tokens:
                     answer.append(token)
         synchronize(devices)
-        ended = time.perf_counter()
 
     ttft_ms = (first_known - began) * 1e3
     compress_ms = stopwatch.total_ms()
@@ -239,5 +267,7 @@ def generate(
         peak_decode_bytes=memory.allocated(),
         peak_reserved_bytes=memory.reserved(),
         kernels={phase: sorted(found) for phase, found in kernels.items()},
+        decode_mode="eager" if graphs is None else "graph",
+        capture_ms=capture_ms,
         choice_log_probs=_log_probs(first_logits, choice_tokens),
     )

@@ -12,7 +12,7 @@ import difflib
 import importlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from kv_compression import methods
 from longctx import quantization, redaction
 from longctx.console import notice
+from longctx.tables import markdown
 
 Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
 AnySettings = TypeVar("AnySettings")
@@ -285,10 +286,10 @@ def markdown_tables(scripts: Mapping[str, type]) -> str:
             shared.append((f"`{name}`", defaults[0], meaning))
         else:
             differing.append((f"`{name}`", *defaults, meaning))
-    tables = [_markdown(("variable", "default", "meaning"), shared)]
+    tables = [markdown(("variable", "default", "meaning"), shared)]
     if differing:
         names = (f"`{name}`" for name in scripts)
-        tables.append(_markdown(("variable", *names, "meaning"), differing))
+        tables.append(markdown(("variable", *names, "meaning"), differing))
     return "\n\n".join(tables)
 
 
@@ -297,12 +298,6 @@ def _default(declared: Mapping[str, Variable], name: str) -> str:
         return "-"
     text = text_of(declared[name].default)
     return f"`{text}`" if text else ""
-
-
-def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [heading, ["---"] * len(heading), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def description(known: Variable) -> str:

@@ -266,10 +266,10 @@ def _random_model(
         model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
     if options["quantization_config"] is None:
         return model
-    weights = model.state_dict()
+    weights, kind = model.state_dict(), type(model)
     del model
-    return AutoModelForCausalLM.from_pretrained(
-        None,  # type: ignore[arg-type]
+    return kind.from_pretrained(
+        None,
         config=config,
         state_dict=weights,
         **options,

@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from kv_compression import attention
+from kv_compression import attention, decode_graph, quantized
+from kv_compression.attention import Backend
+from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.pruning import Pruning
 from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice
@@ -41,6 +44,10 @@ def check_machine(settings: Settings, quantization: Quantization) -> None:
     """Raises SettingError for what this machine or its packages cannot do."""
     if settings.device_map.startswith("cuda") and not torch.cuda.is_available():
         raise SettingError("DEVICE_MAP", settings.device_map, "there is no CUDA GPU here")
+    if settings.decode == "graph" and (
+        settings.device_map == "cpu" or not torch.cuda.is_available()
+    ):
+        raise SettingError("DECODE", "graph", "needs a CUDA GPU; auto and eager run anywhere")
     try:
         quantization.check()
     except ValueError as error:
@@ -98,6 +105,30 @@ def placed(settings: Settings, workers: Workers) -> Settings:
     elif workers.count > 1 and settings.device_map == "auto" and torch.cuda.is_available():
         return replace(settings, device_map=f"cuda:{workers.local_rank}")
     return settings
+
+
+def decode_graphs(
+    settings: Settings,
+    model: PreTrainedModel,
+    backend: str | Backend,
+    pruning: Pruning | None,
+) -> DecodeGraphs | None:
+    """What DECODE asks for; None stands for eager. Raises SettingError."""
+    if settings.decode == "eager":
+        return None
+    obstacle = decode_graph.obstacle(
+        model,
+        batch=settings.batch_size,
+        backend=backend,
+        pruning=pruning,
+        kv_bits=quantized.BITS.get(settings.kv_quant),
+    )
+    if obstacle is None:
+        return DecodeGraphs(model, compiled=settings.compile)
+    if settings.decode == "graph":
+        raise SettingError("DECODE", "graph", f"cannot be, since {obstacle}; use DECODE=eager")
+    notice(f"DECODE=eager, since {obstacle}")
+    return None
 
 
 def uses_chat_template(task: Task, settings: Settings, source: ModelSource) -> bool:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel
 
 from kv_compression import quantized
+from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.pruning import Pruning
 from longctx import results
@@ -40,6 +41,7 @@ class Requests:
     choice_tokens: dict[str, int]
     stop_tokens: frozenset[int]
     model: PreTrainedModel
+    graphs: DecodeGraphs | None
     workers: Workers
 
     def pairs(self, context_tokens: int, samples: Sequence[Sample]) -> Batch:
@@ -77,6 +79,7 @@ class Requests:
             else None,
             kv_bits=quantized.BITS.get(self.settings.kv_quant),
             choice_tokens=list(self.choice_tokens.values()),
+            graphs=self.graphs,
         )
 
     def row(self, identity: Row, batch: Batch) -> Row:
@@ -122,6 +125,7 @@ class ContextRun:
             self._note(row)
         self.warmup_ms: float | None = None
         self.wall_s = 0.0
+        self._captured_before_ms = self._captured_so_far_ms()
 
     def _note(self, row: Row) -> None:
         place = row["first_sample"], row["batch_size"]
@@ -129,6 +133,14 @@ class ContextRun:
             self._too_large.add(place)
         else:
             self._done |= set(range(place[0], sum(place)))
+
+    def _captured_so_far_ms(self) -> float:
+        return self._requests.graphs.capture_ms if self._requests.graphs else 0.0
+
+    @property
+    def capture_ms(self) -> float:
+        """Spent on capturing decode steps in this context length, its warm-up included."""
+        return self._captured_so_far_ms() - self._captured_before_ms
 
     def run(self) -> None:
         """Run this process's share of what is open; a row for each request, failed or not."""

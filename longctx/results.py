@@ -78,6 +78,8 @@ def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]
         "peak_reserved_gb": gigabytes(result.peak_reserved_bytes),
         "kernel_prefill": "+".join(result.kernels["prefill"]),
         "kernel_decode": "+".join(result.kernels["decode"]),
+        "decode_mode": result.decode_mode,
+        "capture_ms": result.capture_ms,
         "success": True,
         "samples": samples,
     }
@@ -126,8 +128,8 @@ def context_summary(
     summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in good])
     sparsity = [row["block_sparsity_pct"] for row in good if "block_sparsity_pct" in row]
     summary["block_sparsity_pct"] = statistics.mean(sparsity)
-    for phase in ("kernel_prefill", "kernel_decode"):
-        summary[phase] = "+".join(sorted({row[phase] for row in good} - {""}))
+    for key in ("kernel_prefill", "kernel_decode", "decode_mode"):
+        summary[key] = "+".join(sorted({row[key] for row in good} - {""}))
     for name in score_names:
         summary |= _score(name, samples, seed)
         for group in groups:

@@ -102,10 +102,10 @@ class Run:
         began = time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
         model, load_s = self.supplies.model(self.settings, self.source, self.quantization)
+        requests = self._requests(model)
         files = self._files()
         self.meta = files.meta
         self.weights_gb = results.gigabytes(models.weight_bytes(model))
-        requests = self._requests(model)
         tracker = Tracker(
             self.settings, files.meta, self.task.score_names, writes=self.workers.is_first
         )
@@ -210,20 +210,20 @@ class Run:
     ) -> tuple[list[Row], dict[str, Any]]:
         """All rows of a context length in the order of the data set, and what it took."""
         mine = [row for row in files.rows if row["context_tokens"] == context_tokens]
-        parts = self.workers.gathered((mine, context.warmup_ms, context.wall_s))
-        rows = [*known, *(row for part, _, _ in parts for row in part)]
+        parts = self.workers.gathered((mine, context.warmup_ms, context.wall_s, context.capture_ms))
+        rows = [*known, *(row for part, *_ in parts for row in part)]
         rows.sort(key=lambda row: (row["first_sample"], -row["batch_size"]))
-        wall_s = max(seconds for _, _, seconds in parts)
-        new_samples = sum(len(row["samples"]) for part, _, _ in parts for row in part)
-        warmups = [ms for _, ms, _ in parts if ms is not None]
+        wall_s = max(seconds for _, _, seconds, _ in parts)
+        new_samples = sum(len(row["samples"]) for part, *_ in parts for row in part)
+        warmups = [ms for _, ms, _, _ in parts if ms is not None]
         return rows, {
             "warmup_ms": max(warmups, default=None),
+            "capture_ms": max(ms for *_, ms in parts),
             "n_processes": self.workers.count,
             "samples_per_s": new_samples / wall_s if new_samples else None,
         }
 
     def _requests(self, model: PreTrainedModel) -> Requests:
-        stop_tokens = stop_token_ids(model, self.source.tokenizer)
         return Requests(
             self.task,
             self.settings,
@@ -232,8 +232,11 @@ class Run:
             self.pruning,
             self.attention,
             self.choice_tokens,
-            frozenset() if self.source.is_random else stop_tokens,
+            frozenset() if self.source.is_random else stop_token_ids(model, self.source.tokenizer),
             model,
+            preflight.decode_graphs(
+                self.settings, model, self.attention or self.settings.attn_impl, self.pruning
+            ),
             self.workers,
         )
 

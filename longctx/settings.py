@@ -73,6 +73,18 @@ class Settings:
         "format of what is kept of the prompt's keys and values",
         choices=("none", *quantized.BITS),
     )
+    decode: str = variable(
+        "auto",
+        "how new tokens are made: `graph`, by a captured CUDA graph, or `eager`, by calling the "
+        "model for each; `auto`: graph where that can be",
+        choices=("auto", "eager", "graph"),
+    )
+    compile: bool = variable(
+        False,
+        "let torch compile the model before its decode step is captured, in place of the kernels "
+        "written for it",
+        unused_when=("DECODE", "eager"),
+    )
     quant_mode: str = variable("none", "quantization of the weights", choices=quantization.names)
     dtype: str = variable(
         "bfloat16", "dtype of weights and cache", choices=("bfloat16", "float16", "float32")

@@ -158,3 +158,10 @@ def cell(summary: dict[str, Any] | None, path: tuple[str, ...], decimals: int) -
 def figure(value: object, decimals: int) -> str:
     """A number as tables show it; a dash for what was not measured."""
     return f"{value:,.{decimals}f}" if isinstance(value, (int, float)) else "-"
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [heading, ["---"] * len(heading), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

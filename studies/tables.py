@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from longctx.paired import ScoreDifference
-from longctx.tables import figure, label
+from longctx.tables import figure, label, markdown
 from studies import comparisons, measurements
 from studies.comparisons import Pair
 from studies.measurements import Point, grouped, of_sweep
@@ -36,27 +36,20 @@ _COSTS = "TTFT ms / decode ms per token / GPU peak GB, p50 and most of the reque
 _LOOP: Heads = {"batch": lambda p: p.batch, "decode": lambda p: p.decode}
 
 
-def markdown(rows: Sequence[Sequence[object]], n_names: int) -> str:
-    """A table; its first row is the heading, its first `n_names` columns are no figures."""
-    heading, *rest = rows
-    rule = ["---" if place < n_names else "---:" for place in range(len(heading))]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (heading, rule, *rest))
-
-
 def by_length(
     heads: Heads, entries: Sequence[Any], point_of: Callable[[Any], Point], cell: Callable
 ) -> str:
     """A line for each combination of heads, a column for each context length."""
     lengths = sorted({point_of(entry).context_tokens for entry in entries})
-    rows: list[Sequence[object]] = [[*heads, *(f"{length:,}" for length in lengths)]]
+    rows: list[list[str]] = [[*heads, *(f"{length:,}" for length in lengths)]]
 
     def names(entry: Any) -> tuple[Any, ...]:
-        return tuple(head(point_of(entry)) for head in heads.values())
+        return tuple(str(head(point_of(entry))) for head in heads.values())
 
     for key, mine in grouped(entries, names).items():
         cells = {point_of(entry).context_tokens: cell(entry) for entry in mine}
         rows.append([*key, *(cells.get(length, "") for length in lengths)])
-    return markdown(rows, len(heads))
+    return markdown(rows[0], rows[1:])
 
 
 def costs(point: Point) -> str:
@@ -110,14 +103,14 @@ def pays(points: Sequence[Point]) -> Iterator[Block]:
     against_full = list(comparisons.pairs(mine, _is_full, _loop))
     title = "kv: times as fast as the full cache, decoding / whole request, with 95% over requests"
     yield title, by_length(_LOOP | _KEPT, against_full, _other, speed_ups)
-    rows: list[Sequence[object]] = [[*_LOOP, *_KEPT, "faster decoding from", "faster request from"]]
+    rows: list[list[str]] = [[*_LOOP, *_KEPT, "faster decoding from", "faster request from"]]
     for names, found in grouped(
-        against_full, lambda pair: (*_loop(pair.other), _kept(pair.other))
+        against_full, lambda pair: (*map(str, _loop(pair.other)), _kept(pair.other))
     ).items():
         figures = ("ms_per_token_decode", "latency_ms")
         rows.append([*names, *(pays_from(found, figure) for figure in figures)])
     title = "kv: the shortest length from which on every request is faster than the full cache's"
-    yield title, markdown(rows, 3)
+    yield title, markdown(rows[0], rows[1:])
 
 
 def pays_from(found: Sequence[Pair], figure: str) -> str:
@@ -135,11 +128,11 @@ def methods(points: Sequence[Point]) -> Iterator[Block]:
     heads: Heads = {"scope": lambda p: p.setting("KV_SCOPE"), "method": lambda p: f"`{p.method}`"}
     for length, mine in grouped(of_sweep(points, "kv/methods"), _length).items():
         kept = sorted({p.kept for p in mine}, reverse=True)
-        rows: list[Sequence[object]] = [[*heads, *(f"{share:.0%}" for share in kept)]]
+        rows: list[list[str]] = [[*heads, *(f"{share:.0%}" for share in kept)]]
         for names, found in grouped(mine, lambda p: tuple(h(p) for h in heads.values())).items():
             cells = {p.kept: f"{figure(p.median('compress_ms'), 1)} / {costs(p)}" for p in found}
             rows.append([*names, *(cells.get(share, "") for share in kept)])
-        yield f"kv methods, {length:,} tokens: compress ms / {_COSTS}", markdown(rows, 2)
+        yield f"kv methods, {length:,} tokens: compress ms / {_COSTS}", markdown(rows[0], rows[1:])
 
 
 def quantization(points: Sequence[Point]) -> Iterator[Block]:
@@ -172,23 +165,24 @@ def quality(points: Sequence[Point]) -> Iterator[Block]:
         title = f"{sweep}, {length:,} tokens: {score.name} {score.reference:.3f}, n = {score.n}"
         yield f"{title}; what the share kept changes, 95% in pairs", _differences(here)
     heading = ["kept", "comparisons", "losses seen", "gains seen", "largest loss"]
-    rows: list[Sequence[object]] = [["data", "method", *heading]]
+    rows: list[list[str]] = [["data", "method", *heading]]
     for key, here in grouped(
         found, lambda d: (d[0].sweep.removeprefix("quality/"), f"`{d[0].method}`", _kept(d[0]))
     ).items():
         seen = [comparisons.is_seen(score) for _, score in here]
         worst = min((score for _, score in here), key=lambda score: score.other - score.reference)
-        rows.append([*key, len(here), seen.count(-1), seen.count(1), _difference(worst)])
-    yield "quality: over all lengths", markdown(rows, 3)
+        counts = map(str, (len(here), seen.count(-1), seen.count(1)))
+        rows.append([*key, *counts, _difference(worst)])
+    yield "quality: over all lengths", markdown(rows[0], rows[1:])
 
 
 def _differences(here: Sequence[tuple[Point, ScoreDifference]]) -> str:
     shares = sorted({point.kept for point, _ in here}, reverse=True)
-    rows: list[Sequence[object]] = [["method", *(f"{share:.0%}" for share in shares)]]
+    rows: list[list[str]] = [["method", *(f"{share:.0%}" for share in shares)]]
     for method, mine in grouped(here, lambda d: d[0].method).items():
         cells = {point.kept: _difference(score) for point, score in mine}
         rows.append([f"`{method}`", *(cells.get(share, "") for share in shares)])
-    return markdown(rows, 1)
+    return markdown(rows[0], rows[1:])
 
 
 def _difference(score: ScoreDifference) -> str:
@@ -204,7 +198,7 @@ def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Block]:
     The largest of these ratios is what two runs differ by anyhow.
     """
     names = ("ttft_ms", "ms_per_token_decode")
-    rows: list[Sequence[object]] = [["run", "tokens", *names, "same answers"]]
+    rows: list[list[str]] = [["run", "tokens", *names, "same answers"]]
     for pair in comparisons.repeats(points, again):
         sides = (pair.reference, pair.other)
         outputs = [[s["output"] for row in side.rows for s in row["samples"]] for side in sides]
@@ -213,7 +207,10 @@ def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Block]:
         run = f"{pair.other.sweep}: {label(meta)}, batch {pair.other.batch}, {pair.other.decode}"
         figures = (_repeated(pair, name) for name in names)
         rows.append([run, f"{_length(pair.other):,}", *figures, f"{same} of {len(outputs[0])}"])
-    yield "repeats: fastest to slowest request of both runs, ratio of medians", markdown(rows, 1)
+    yield (
+        "repeats: fastest to slowest request of both runs, ratio of medians",
+        markdown(rows[0], rows[1:]),
+    )
 
 
 def _repeated(pair: Pair, name: str) -> str:

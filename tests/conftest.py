@@ -5,10 +5,15 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from longctx import builtin
 from tests.models import tiny
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton: its interpreter runs the decode kernels here.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

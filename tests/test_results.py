@@ -116,7 +116,8 @@ def summarized(samples, **options):
          "tok_per_s", "ms_per_token_decode", "tok_per_s_decode", "kv_cache_gb", "peak_gpu_mem_gb",
          "peak_prefill_gb", "peak_decode_gb", "peak_reserved_gb"), 1.0
     )  # fmt: skip
-    row |= {"kernel_prefill": "", "kernel_decode": "", "success": True, "samples": samples}
+    row |= dict.fromkeys(("kernel_prefill", "kernel_decode", "decode_mode"), "")
+    row |= {"success": True, "samples": samples}
     return results.context_summary({}, [row], ["em"], seed=0, **options)
 
 

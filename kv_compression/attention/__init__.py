@@ -8,7 +8,7 @@ layer where each row's tokens begin, and that, with causality counted from the e
 mask. `use_attention` puts a backend and a cache in place for the duration of a block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -109,17 +109,32 @@ def use_attention(
     """
     chosen = backend(chosen) if isinstance(chosen, str) else chosen
     chosen.check(model.device.type, model.dtype)
-    AttentionInterface.register(_REGISTERED_NAME, _forward)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_REGISTERED_NAME)
-    if model.config._attn_implementation != _REGISTERED_NAME:
-        raise ValueError(f"{type(model).__name__} does not let its attention be chosen")
     active = _Active(chosen, cache, Rotary.of(model), kernels={"prefill": set(), "decode": set()})
-    token = _ACTIVE.set(active)
+    with attention_function(model, _REGISTERED_NAME, _forward):
+        token = _ACTIVE.set(active)
+        try:
+            yield active.kernels
+        finally:
+            _ACTIVE.reset(token)
+
+
+@contextmanager
+def attention_function(
+    model: PreTrainedModel, name: str, function: Callable[..., Any]
+) -> Iterator[None]:
+    """Let `model` attend through `function`, registered as `name`, in the block.
+
+    Raises ValueError when the model does not take its attention from transformers'
+    AttentionInterface.
+    """
+    AttentionInterface.register(name, function)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise ValueError(f"{type(model).__name__} does not let its attention be chosen")
     try:
-        yield active.kernels
+        yield
     finally:
-        _ACTIVE.reset(token)
         model.set_attn_implementation(before)
 
 
@@ -149,12 +164,16 @@ def _forward(
 
 def _refuse_unsupported(layer: PrunedLayer, kwargs: dict[str, Any]) -> None:
     """Raises NotImplementedError for what a layer asks of its attention that no backend does."""
-    window = kwargs.get("sliding_window")
-    if window is not None and layer.seen_tokens > window:
-        raise NotImplementedError(
-            f"the model attends through a sliding window of {window} tokens, which is shorter "
-            f"than this prompt; only full attention is supported"
-        )
+    refuse_window(kwargs.get("sliding_window"), layer.seen_tokens)
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"the model's attention needs {name!r}, not supported here")
+
+
+def refuse_window(window: int | None, tokens: int) -> None:
+    """Raises NotImplementedError where `tokens` reach beyond a model's sliding window."""
+    if window is not None and tokens > window:
+        raise NotImplementedError(
+            f"the model attends through a sliding window of {window} tokens, which is shorter "
+            f"than this prompt and its answer; only full attention is supported"
+        )

@@ -1,0 +1,1 @@
+"""Scripts that measure; each has its command in its head."""

@@ -1,0 +1,296 @@
+"""The kernels of a decode step against the memory bandwidth: which tile is best?
+
+    python benchmarks/decode_kernels.py --output logs/benchmarks/decode_kernels.json
+
+Times each projection of a Mistral-7B layer with every tile of a list, and attention over stored
+caches with every way to share out their tokens, as 32 launches of a CUDA graph over weights and
+caches that together are many times the L2 cache. `kv_compression/decode_graph/` takes its
+choices from here.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from kv_compression.decode_graph.attention import HeadTransform, Parts, attend
+from kv_compression.decode_graph.linear import Tile, linear
+from kv_compression.decode_graph.table import LayerTable
+from kv_compression.decode_graph.weights import Weight
+from longctx import environment
+from longctx.results import write_whole
+
+Row = dict[str, Any]
+
+_LAUNCHES = 32
+_HIDDEN, _WIDE, _HEADS, _KV_HEADS, _HEAD_DIM = 4096, 14336, 32, 8, 128
+_KV_DIM = _KV_HEADS * _HEAD_DIM
+_PRODUCTS = {
+    "qkv": ((_HIDDEN, _KV_DIM, _KV_DIM), _HIDDEN, {"normed": True}),
+    "out": ((_HIDDEN,), _HIDDEN, {"residual": True}),
+    "gate_up": ((_WIDE, _WIDE), _HIDDEN, {"normed": True, "gated": True}),
+    "down": ((_HIDDEN,), _WIDE, {"residual": True}),
+    "head": ((32768,), _HIDDEN, {}),
+}
+
+
+def weight(kind: str, out_features: int, in_features: int, device: str) -> Weight:
+    """Random weights of one kind; their values do not matter here, but they are no zeros."""
+    count = out_features * in_features
+    if kind == "float":
+        data = torch.randn(out_features, in_features, dtype=torch.bfloat16, device=device)
+        return Weight(kind, out_features, in_features, data, None, data, None, data, data, data)
+    if kind == "int8":
+        data = torch.randint(-127, 128, (out_features, in_features), device=device).to(torch.int8)
+        scale = torch.rand(out_features, device=device)
+        return Weight(kind, out_features, in_features, data, None, scale, None, scale, scale, scale)
+    data = torch.randint(0, 256, (count // 2, 1), dtype=torch.uint8, device=device)
+    scale = torch.randint(0, 256, (count // 64,), dtype=torch.uint8, device=device)
+    nested, code = torch.rand(count // 64 // 256, device=device), torch.randn(16, device=device)
+    return Weight(
+        kind,
+        out_features,
+        in_features,
+        data,
+        None,
+        scale,
+        nested,
+        torch.rand((), device=device),
+        code,
+        torch.randn(256, device=device),
+    )
+
+
+def weight_bytes(weights: tuple[Weight, ...]) -> int:
+    """Bytes of the weights and their scales."""
+    tensors = {t.data_ptr(): t.nbytes for w in weights for t in w.tensors()}
+    return sum(tensors.values())
+
+
+def product(
+    name: str, kind: str, rows: int, device: str
+) -> tuple[Callable[..., torch.Tensor], int]:
+    """A function (launch, tile) that computes the product `name`, and the bytes that it reads."""
+    outs, in_features, options = _PRODUCTS[name]
+    copies = max(2, -(-600_000_000 // (sum(outs) * in_features)))
+    sets = [tuple(weight(kind, n, in_features, device) for n in outs) for _ in range(copies)]
+    x = torch.randn(rows, in_features, dtype=torch.bfloat16, device=device)
+    norm = torch.rand(in_features, device=device).to(torch.bfloat16)
+    residual = torch.randn(rows, outs[0], dtype=torch.bfloat16, device=device)
+
+    def run(launch: int, tile: Tile) -> torch.Tensor:
+        return linear(
+            x,
+            sets[launch % copies],
+            norm=norm if options.get("normed") else None,
+            eps=1e-5,
+            gated=options.get("gated", False),
+            residual=residual if options.get("residual") else None,
+            tile=tile,
+        )
+
+    return run, weight_bytes(sets[0])
+
+
+def tiles(kind: str, rows: int) -> Iterator[Tile]:
+    """The tiles that are tried."""
+    if rows == 1:
+        sizes = [(4, 1024), (4, 2048), (4, 4096), (2, 4096), (8, 512), (8, 1024)]
+        if kind == "4bit":
+            sizes = [(8, 512), (8, 1024), (16, 512), (16, 1024), (32, 512), (16, 2048), (4, 2048)]
+        for (n, k), warps in itertools.product(sizes, (4, 8)):
+            yield Tile(n, k, warps, 2)
+    elif kind == "4bit":
+        for (n, k), warps in itertools.product([(8, 512), (16, 512), (16, 256), (8, 1024)], (4, 8)):
+            yield Tile(n, k, warps, 2)
+    else:
+        sizes = [(16, 256), (16, 512), (32, 128), (32, 256), (64, 128)]
+        for (n, k), warps, stages in itertools.product(sizes, (4,), (3, 4, 5)):
+            if n * k * stages * (1 if kind == "int8" else 2) < 180_000:
+                yield Tile(n, k, warps, stages)
+
+
+def milliseconds(run: Callable[[int], Any], repeats: int = 5) -> float:
+    """Median time of one of `_LAUNCHES` launches in a graph."""
+    run(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for launch in range(_LAUNCHES):
+            run(launch)
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / _LAUNCHES)
+    return statistics.median(times)
+
+
+def compile_tiles(case: tuple[str, str, int]) -> None:
+    """Fill Triton's cache for a product, in a process of its own."""
+    name, kind, rows = case
+    run, _ = product(name, kind, rows, "cuda")
+    for tile in tiles(kind, rows):
+        try:
+            run(0, tile)
+        except Exception as error:  # a tile that does not fit is no candidate
+            print(case, tile, type(error).__name__, flush=True)
+    torch.cuda.synchronize()
+
+
+def measured_products(cases: list[tuple[str, str, int]], limit: float) -> Iterator[Row]:
+    """The time of each product with each tile."""
+    for name, kind, rows in cases:
+        run, read = product(name, kind, rows, "cuda")
+        for tile in tiles(kind, rows):
+            try:
+                ms = milliseconds(partial(run, tile=tile))
+            except Exception as error:  # a tile that does not fit is no candidate
+                print(name, kind, rows, tile, type(error).__name__, str(error)[:80], flush=True)
+                continue
+            yield {
+                "what": name,
+                "kind": kind,
+                "rows": rows,
+                "tile": vars(tile),
+                "us": ms * 1e3,
+                "of_limit": read / limit / (ms / 1e3),
+            }
+
+
+def attend_to(
+    launch: int,
+    qkv: torch.Tensor,
+    table: LayerTable,
+    transform: HeadTransform,
+    copies: int,
+    parts: Parts,
+) -> torch.Tensor:
+    """Attention over one of the caches in `table`."""
+    q, k, v = qkv.split([_HIDDEN, _KV_DIM, _KV_DIM], dim=1)
+    return attend(
+        q,
+        k,
+        v,
+        table,
+        launch % copies,
+        head_dim=_HEAD_DIM,
+        scaling=0.088,
+        transform=transform,
+        parts=parts,
+    )
+
+
+def measured_attention(limit: float) -> Iterator[Row]:
+    """The time of attention with each way to share out the stored tokens."""
+    for rows, stored in ((1, 32768), (1, 8192), (8, 32768), (8, 8192)):
+        copies = 2 if rows == 8 else 8
+        shape = (rows, _KV_HEADS, stored + 8, _HEAD_DIM)
+        caches = [
+            torch.randn(2, *shape, dtype=torch.bfloat16, device="cuda") for _ in range(copies)
+        ]
+        table = LayerTable.empty(copies, rows, torch.device("cuda"))
+        strides = caches[0][0].stride()[:2]
+        table.places.copy_(
+            torch.tensor([[c[0].data_ptr(), c[1].data_ptr(), *strides, stored] for c in caches])
+        )
+        qkv = torch.randn(rows, _HIDDEN + 2 * _KV_DIM, dtype=torch.bfloat16, device="cuda")
+        cos, sin = torch.randn(2, rows, _HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        read = 2 * rows * _KV_DIM * stored * 2
+        attended = partial(
+            attend_to, qkv=qkv, table=table, transform=HeadTransform(cos, sin), copies=copies
+        )
+        for tokens, programs, warps, stages in itertools.product(
+            (32, 64, 128), (1, 2, 3, 4), (4,), (2, 3, 4)
+        ):
+            parts = Parts(tokens, programs, warps, stages)
+            if tokens * _HEAD_DIM * 4 * stages * programs > 220_000:
+                continue
+            ms = milliseconds(partial(attended, parts=parts))
+            yield {
+                "what": f"attention {stored}",
+                "kind": "bfloat16",
+                "rows": rows,
+                "tile": vars(parts),
+                "us": ms * 1e3,
+                "of_limit": read / limit / (ms / 1e3),
+            }
+
+
+def read_bandwidth() -> float:
+    """Bytes a second at which a sum reads 8 GB of random numbers."""
+    data = torch.randn(4 * 10**9, dtype=torch.bfloat16, device="cuda")
+    for _ in range(2):
+        data.sum()
+    times = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        data.sum()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return data.nbytes / statistics.median(times)
+
+
+def print_best(rows: list[Row], count: int) -> None:
+    """The fastest choices of each case."""
+    for key, mine in itertools.groupby(rows, key=lambda r: (r["what"], r["kind"], r["rows"])):
+        for row in sorted(mine, key=lambda r: r["us"])[:count]:
+            print(*key, list(row["tile"].values()), f"{row['us']:.1f} us {row['of_limit']:.2f}")
+
+
+def main() -> None:
+    """Compile in parallel, measure, print the best, write all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kinds", default="float,int8,4bit")
+    parser.add_argument("--rows", default="1,8")
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--best", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("logs/benchmarks/decode_kernels.json"))
+    arguments = parser.parse_args()
+    cases = [
+        (name, kind, int(rows))
+        for kind in arguments.kinds.split(",")
+        for rows in arguments.rows.split(",")
+        for name in _PRODUCTS
+        if not (name == "head" and kind != "float")
+    ]
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        pool.map(compile_tiles, cases, chunksize=1)
+    limit = read_bandwidth()
+    print(f"read bandwidth {limit / 1e12:.3f} TB/s", flush=True)
+    torch.cuda.empty_cache()
+    rows = [*measured_attention(limit), *measured_products(cases, limit)]
+    print_best(rows, arguments.best)
+    written = {
+        "command": shlex.join(["python", "benchmarks/decode_kernels.py", *sys.argv[1:]]),
+        "device": environment.device(),
+        "versions": environment.versions(),
+        "git_commit": environment.git_commit(),
+        "read_bytes_per_s": limit,
+        "rows": rows,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(arguments.output, json.dumps(written, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Decoding without the host: a captured CUDA graph of the step, one for each batch size.
+
+A decode loop in Python launches some thousand kernels a token and is bound by that, whatever the
+cache holds. Here the step is captured once. Where each layer's keys and values lie and how many
+there are is read from a table on the device, so that the same graph serves every request, pruned or
+not, of every length, with true positions and with padding.
+"""
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from kv_compression.attention import Backend
+from kv_compression.layer import PrunedLayer
+from kv_compression.pruning import Pruning
+
+if TYPE_CHECKING:
+    from kv_compression.decode_graph.step import DecodeStep
+
+# Their rotation depends on the length by a look at the positions from the host.
+_HOST_ROPE_TYPES = ("dynamic", "longrope")
+
+
+class DecodeGraphs:
+    """The captured steps of one model, kept over its requests.
+
+    compiled: let torch compile the model's forward first; that takes a while, once a batch size,
+        and can help models whose layers have no fused kernels here.
+    capture_ms: spent on capturing so far.
+    window: tokens of the model's sliding window, beyond which a step would be wrong.
+    Ask `obstacle` first.
+    """
+
+    kernels = frozenset({"triton split-kv"})
+    """What computes attention, whatever backend prefills."""
+
+    def __init__(self, model: PreTrainedModel, *, compiled: bool = False):
+        self.model = model
+        self.compiled = compiled
+        self.capture_ms = 0.0
+        config = model.config.get_text_config()
+        has_window = getattr(config, "use_sliding_window", True)
+        self.window = getattr(config, "sliding_window", None) if has_window else None
+        self._steps: dict[int, DecodeStep] = {}
+        self._pool: Any = None
+
+    def capture(
+        self, layers: Sequence[PrunedLayer], token: torch.Tensor, seen_tokens: torch.Tensor
+    ) -> float:
+        """Have the step for batches of this size; the ms that it took, 0 where it was there.
+
+        Arguments as of `steps`. The cache's next place is written to.
+        """
+        from kv_compression.decode_graph.step import DecodeStep
+
+        if len(token) in self._steps:
+            return 0.0
+        step = DecodeStep(self.model, len(token), compiled=self.compiled)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        step.begin(layers, token, seen_tokens)
+        capture_ms = step.capture(self._pool)
+        self._steps[len(token)] = step
+        self.capture_ms += capture_ms
+        return capture_ms
+
+    def steps(
+        self,
+        layers: Sequence[PrunedLayer],
+        token: torch.Tensor,
+        seen_tokens: torch.Tensor,
+        count: int,
+    ) -> Iterator[list[list[int]]]:
+        """For up to `count` steps and each row its token and whether its logits are NaN.
+
+        layers: the cache's, with room for `count` tokens; they must stay where they are.
+        token: (B,) int64, the newest, not in the cache yet.
+        seen_tokens: (B, 1) int64, tokens of each row before it.
+        """
+        step = self._steps[len(token)]
+        step.begin(layers, token, seen_tokens)
+        return step.tokens(count)
+
+
+def obstacle(  # noqa: PLR0911 a reason each
+    model: PreTrainedModel,
+    *,
+    batch: int = 1,
+    backend: str | Backend = "sdpa",
+    pruning: Pruning | None = None,
+    kv_bits: int | None = None,
+) -> str | None:
+    """Why the step of such a request cannot be captured; None where it can."""
+    if not isinstance(backend, str):
+        return "the attention is not one of the backends, and no other kernel can stand for it"
+    if kv_bits is not None:
+        return "a quantized cache is read as floats made anew at every step"
+    if pruning is not None and pruning.prune_every is not None:
+        return "the cache is pruned again between steps"
+    parameters = list(model.parameters())
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        return "the model is split over processes"
+    devices = {parameter.device for parameter in parameters}
+    if any(device.type != "cuda" for device in devices):
+        return "it needs a CUDA GPU"
+    if len(devices) > 1:
+        return "the model is split over GPUs"
+    if importlib.util.find_spec("triton") is None:
+        return "it needs the package triton, which comes with torch for CUDA"
+    return _obstacle_of_shape(model, batch)
+
+
+def _obstacle_of_shape(model: PreTrainedModel, batch: int) -> str | None:
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None)
+    head_dim = head_dim or config.hidden_size // config.num_attention_heads
+    if head_dim % 16 or getattr(config, "v_head_dim", head_dim) != head_dim:
+        return "its kernel needs heads of a multiple of 16 channels"
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if rope_type in _HOST_ROPE_TYPES:
+        return f"{rope_type} rotary positions are looked at by the host"
+    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        from kv_compression.decode_graph.fused_layer import FusedLayer
+
+        layers: Any = model.base_model.layers
+        if not all(FusedLayer.fits(layer, batch) for layer in layers):
+            return "bitsandbytes' 8-bit products are steered by the host"
+    return None

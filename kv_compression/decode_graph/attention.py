@@ -1,0 +1,133 @@
+"""Attention of one new token a row over a stored cache, split along its length (Flash-Decoding).
+
+Where a layer's keys and values lie, how many there are and where each row begins is read from a
+`LayerTable` on the device, so one captured launch serves every cache. A group's query heads are
+rows of one product, so that a key is read once; nothing is masked but the end of a part's last
+block. The new token's own key and value take part from registers and are written behind the others.
+
+After Dao et al., "Flash-Decoding for long-context inference" (2023).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+
+from kv_compression.decode_graph.attention_kernels import attend_part, merge_parts
+from kv_compression.decode_graph.table import LayerTable
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the stored tokens are shared out among programs.
+
+    tokens: in a step of a program's loop.
+    per_processor: programs for each of the GPU's multiprocessors.
+    """
+
+    tokens: int = 64
+    per_processor: int = 1
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True)
+class HeadTransform:
+    """What becomes of a query's or key's heads before attention.
+
+    cos, sin: (B, R), the rotation of the first R channels.
+    q_gain, k_gain: (D,), the gains of an RMSNorm of each head with `eps`; None for no norm.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    q_gain: torch.Tensor | None = None
+    k_gain: torch.Tensor | None = None
+    eps: float = 0.0
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: LayerTable,
+    layer: int,
+    *,
+    head_dim: int,
+    scaling: float,
+    transform: HeadTransform | None = None,
+    parts: Parts = Parts(),
+) -> torch.Tensor:
+    """The output, (B, Hq * D), of a new token a row; its key and value are stored in the cache.
+
+    q (B, Hq * D), k and v (B, H * D), rows of which the last dimension is contiguous.
+    transform: the rotation, and the norm, that q and k still need; None when they had them.
+    """
+    batch, heads = k.shape[0], k.shape[1] // head_dim
+    query_heads = q.shape[1] // head_dim
+    count = max(1, parts.per_processor * _processors(q.device) // (batch * heads))
+    part_out = q.new_empty(batch * query_heads, count, head_dim, dtype=torch.float32)
+    part_max = q.new_empty(batch * query_heads, count, dtype=torch.float32)
+    part_sum = torch.empty_like(part_max)
+    padded_dim, group = triton.next_power_of_2(head_dim), query_heads // heads
+    rotation = (q, q) if transform is None else (transform.cos, transform.sin)
+    gains: tuple[torch.Tensor, torch.Tensor] = (q, q)
+    has_norm = transform is not None and transform.q_gain is not None
+    if transform is not None and transform.q_gain is not None and transform.k_gain is not None:
+        gains = (transform.q_gain, transform.k_gain)
+    attend_part[(batch * heads, count)](
+        q,
+        k,
+        v,
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        *rotation,
+        *gains,
+        0.0 if transform is None else transform.eps,
+        scaling,
+        table.places,
+        table.starts,
+        table.added,
+        layer,
+        part_out,
+        part_max,
+        part_sum,
+        batch,
+        count,
+        H=heads,
+        G=group,
+        D=head_dim,
+        R=0 if transform is None else transform.cos.shape[-1],
+        NORM=has_norm,
+        DP=padded_dim,
+        GP=max(16, triton.next_power_of_2(group)),
+        BN=parts.tokens,
+        TYPE=_TYPES[q.dtype],
+        num_warps=parts.num_warps,
+        num_stages=parts.num_stages,
+    )
+    out = q.new_empty(batch, query_heads * head_dim)
+    merge_parts[(batch * query_heads,)](
+        part_out,
+        part_max,
+        part_sum,
+        out,
+        D=head_dim,
+        DP=padded_dim,
+        PARTS=count,
+        PARTS_P=triton.next_power_of_2(count),
+    )
+    return out

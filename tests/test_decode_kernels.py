@@ -1,0 +1,225 @@
+"""The kernels of a decode step against float64, and whole steps against the eager loop.
+
+Without a GPU Triton's interpreter runs them (tests/conftest.py), one program after the other.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+from kv_compression.decode_graph import DecodeGraphs
+from kv_compression.decode_graph import attention as decode_attention
+from kv_compression.decode_graph.attention import HeadTransform, Parts, attend
+from kv_compression.decode_graph.fused_layer import FusedLayer
+from kv_compression.decode_graph.linear import Tile, linear
+from kv_compression.decode_graph.step import DecodeStep
+from kv_compression.decode_graph.table import LayerTable
+from kv_compression.decode_graph.weights import Weight
+from kv_compression.generation import generate
+from kv_compression.methods.l2 import Method as L2
+from kv_compression.pruning import Pruning
+from tests.models import batch, tiny
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
+
+
+def error(output, expected):
+    difference = output.double() - expected
+    return (difference.norm() / expected.norm()).item()
+
+
+class OnHost(DecodeGraphs):
+    """Runs the step as it is, where no graph can be captured."""
+
+    def capture(self, layers, token, seen_tokens):
+        return 0.0
+
+    def steps(self, layers, token, seen_tokens, count):
+        step = DecodeStep(self.model, len(token), compiled=self.compiled)
+        step.begin(layers, token, seen_tokens)
+        for _ in range(count):
+            with step._in_place():
+                step._advance()
+            yield step._known.tolist()
+
+
+def rotated(states, heads, transform, gain):
+    """What the model makes of its heads: RMSNorm, then rotation of the first channels."""
+    states = states.double().unflatten(1, (heads, -1))
+    if transform is None:
+        return states
+    if gain is not None:
+        root = (states.square().mean(-1, keepdim=True) + transform.eps).rsqrt()
+        states = states * root * gain.double()
+    turned = transform.cos.shape[1]
+    first, second = states[..., :turned].chunk(2, dim=-1)
+    half = torch.cat([-second, first], dim=-1)
+    cos, sin = transform.cos.double()[:, None], transform.sin.double()[:, None]
+    return torch.cat([states[..., :turned] * cos + half * sin, states[..., turned:]], dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "heads", "kv_heads", "head_dim", "starts", "stored", "dtype", "turned", "has_norm"),
+    [
+        (1, 4, 2, 16, None, 1, torch.float32, 0, False),
+        (2, 4, 2, 16, (0, 5), 37, torch.float32, 16, False),
+        (3, 6, 1, 48, (0, 70, 130), 131, torch.float32, 24, True),
+        (2, 4, 4, 64, (1, 0), 90, torch.float16, 64, False),
+    ],
+)
+def test_attention_of_a_new_token_is_that_of_float64(
+    rows, heads, kv_heads, head_dim, starts, stored, dtype, turned, has_norm, monkeypatch
+):
+    monkeypatch.setattr(decode_attention, "_processors", lambda _: 5)
+    torch.manual_seed(stored)
+    options = {"dtype": dtype, "device": DEVICE}
+    caches, layers = [], []
+    for layer in range(2):
+        length = stored + 3 * layer
+        cache = torch.randn(2, rows, kv_heads, length + 4, head_dim, **options)
+        storage = SimpleNamespace(read=lambda c=cache, n=length: tuple(c[:, :, :, :n]))
+        layers.append(SimpleNamespace(storage=storage, starts=starts))
+        caches.append((cache, length))
+    table = LayerTable.empty(2, rows, torch.device(DEVICE))
+    table.read(layers)
+    transform = None
+    if turned:
+        gains = torch.rand(2, head_dim, device=DEVICE) + 0.5 if has_norm else (None, None)
+        angles = torch.randn(2, rows, turned, device=DEVICE)
+        transform = HeadTransform(*angles, *gains, 1e-5)
+    widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    for added in range(2):
+        for layer, (cache, length) in enumerate(caches):
+            q, k, v = torch.randn(rows, sum(widths), **options).split(widths, dim=1)
+            output = attend(
+                q,
+                k,
+                v,
+                table,
+                layer,
+                head_dim=head_dim,
+                scaling=0.3,
+                transform=transform,
+                parts=Parts(tokens=16),
+            )
+            key = rotated(k, kv_heads, transform, transform and transform.k_gain)
+            query = rotated(q, heads, transform, transform and transform.q_gain)
+            assert error(cache[0, :, :, length + added], key) < TOLERANCE[dtype]
+            assert torch.equal(cache[1, :, :, length + added], v.unflatten(1, (kv_heads, -1)))
+            keys, values = cache.double()[:, :, :, : length + added + 1].repeat_interleave(
+                heads // kv_heads, dim=2
+            )
+            scores = (query[:, :, None] @ keys.transpose(2, 3) * 0.3)[:, :, 0]
+            for row, start in enumerate(starts or ()):
+                scores[row, :, :start] = -torch.inf
+            expected = (scores.softmax(dim=-1)[:, :, None] @ values)[:, :, 0]
+            assert error(output, expected.flatten(1)) < TOLERANCE[dtype]
+        table.added.add_(1)
+
+
+def projection(kind, out_features, in_features, has_bias, dtype):
+    """A random projection of a kind, and its weights in float64."""
+    plain = torch.nn.Linear(in_features, out_features, bias=has_bias, dtype=dtype)
+    if kind == "float":
+        return plain.to(DEVICE), plain.weight.detach().double()
+    bnb = pytest.importorskip("bitsandbytes")
+    if kind == "int8":
+        module = bnb.nn.Linear8bitLt(in_features, out_features, has_bias, has_fp16_weights=False)
+    else:
+        module = bnb.nn.Linear4bit(
+            in_features,
+            out_features,
+            has_bias,
+            compute_dtype=dtype,
+            quant_type="fp4" if kind == "fp4" else "nf4",
+            compress_statistics=kind != "nf4 flat",
+        )
+    module.load_state_dict(plain.state_dict())
+    module = module.to(DEVICE)
+    if kind == "int8":
+        module(torch.randn(2, in_features, dtype=torch.float16, device=DEVICE))
+        return module, module.weight.double() * Weight.of(module).scale[:, None] / 127
+    state = module.weight.quant_state
+    return module, bnb.functional.dequantize_4bit(module.weight.data, state).double()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "has_bias"),
+    [
+        ("float", torch.float32, True),
+        ("float", torch.float16, False),
+        ("int8", torch.float16, True),
+        ("nf4", torch.float32, False),
+        ("nf4", torch.float16, True),
+        ("nf4 flat", torch.float32, True),
+        ("fp4", torch.float32, False),
+    ],
+)
+def test_products_are_those_of_float64(kind, dtype, has_bias, rows):
+    torch.manual_seed(rows)
+    in_features, tile = 192, Tile(16, 128, num_warps=4, num_stages=2)
+    made = [projection(kind, n, in_features, has_bias, dtype) for n in (40, 24, 24)]
+    weights = tuple(Weight.of(module) for module, _ in made)
+    x = torch.randn(rows, in_features, dtype=dtype, device=DEVICE)
+    gain = torch.rand(in_features, device=DEVICE).to(dtype) + 0.5
+    residual = torch.randn(rows, 40, dtype=dtype, device=DEVICE)
+    wide = x.double()
+    normed = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * gain.double()
+
+    def product(place, inputs):
+        module, matrix = made[place]
+        return inputs @ matrix.to(DEVICE).T + (module.bias.double() if has_bias else 0)
+
+    side_by_side = linear(x, weights, norm=gain, eps=1e-5, tile=tile)
+    expected = torch.cat([product(place, normed) for place in range(3)], dim=1)
+    assert error(side_by_side, expected) < TOLERANCE[dtype]
+    added = linear(x, weights[:1], residual=residual, tile=tile)
+    assert error(added, product(0, wide) + residual.double()) < TOLERANCE[dtype]
+    gated = linear(x, weights[1:], norm=gain, eps=1e-5, gated=True, tile=tile)
+    assert error(gated, silu(product(1, normed)) * product(2, normed)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lengths", "heads", "is_fused"),
+    [
+        ("llama", [9], (4, 2), True),
+        ("mistral", [12, 3, 30, 1], (6, 2), True),
+        ("qwen2", [9, 30], (4, 1), True),
+        ("qwen3", [12, 7], (4, 4), True),
+        ("phi3", [5, 9], (4, 2), False),
+    ],
+)
+def test_a_step_gives_the_tokens_of_the_eager_loop(architecture, lengths, heads, is_fused):
+    model = tiny(architecture, *heads, layers=2, vocab_size=64).to(DEVICE)
+    layers = model.model.layers
+    assert all(FusedLayer.fits(layer, len(lengths)) == is_fused for layer in layers)
+    input_ids, mask = batch(lengths, vocab_size=64)
+    for pruning in (None, Pruning(L2(), keep_ratio=0.4, prune_after=6, skip_layers=(0,))):
+        options = {"backend": "sdpa", "max_new_tokens": 4, "pruning": pruning}
+        eager = generate(model, input_ids, mask, **options)
+        step = generate(model, input_ids, mask, graphs=OnHost(model), **options)
+        assert step.new_tokens == eager.new_tokens
+        assert (eager.decode_mode, step.decode_mode) == ("eager", "graph")
+        assert step.kernels["decode"] == ["triton split-kv"]
+        assert step.stored_tokens == eager.stored_tokens
+    # The model is as it was.
+    assert all("forward" not in layer.__dict__ for layer in layers)
+    assert generate(model, input_ids, mask, **options).new_tokens == eager.new_tokens
+
+
+def test_layers_of_another_kind_or_with_other_weights_are_not_fused():
+    model = tiny()
+    layer = model.model.layers[0]
+    assert FusedLayer.fits(layer, 16)
+    assert not FusedLayer.fits(layer, 17)
+    layer.mlp.act_fn = torch.nn.GELU()
+    assert not FusedLayer.fits(layer, 1)
+    layer = model.model.layers[1]
+    layer.self_attn.k_proj.bias = torch.nn.Parameter(torch.zeros(32))
+    assert not FusedLayer.fits(layer, 1)
