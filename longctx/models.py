@@ -189,22 +189,33 @@ def check(settings: Settings, source: ModelSource) -> None:
 
 
 def fingerprint(source: ModelSource) -> str:
-    """Changes when the weights may have: a hub model's commit, a folder's files."""
+    """Changes when the weights may have: a hub model's commit, a folder's files, a shape.
+
+    A built-in model is the same wherever it was unpacked.
+    """
     folder = Path(source.path)
+    if builtin.holds(folder):
+        return f"{folder.name} {source.config.to_json_string() if source.is_random else ''}"
     if not folder.is_dir():
         return str(getattr(source.config, "_commit_hash", None))
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return str([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
+def free_memory() -> None:
+    """Let go what an earlier run in this process has left to the collector.
+
+    It would be counted in this run's memory.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def load(
     settings: Settings, source: ModelSource, quantization: Quantization
 ) -> tuple[PreTrainedModel, float]:
     """The model, ready to run, and the seconds that loading took. Raises SettingError."""
-    # The model of an earlier run in this process may still wait for the collector, and would be
-    # counted in this run's memory.
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_memory()
     began = time.perf_counter()
     logging.disable_progress_bar()
     # Where a hub model has no safetensors, transformers would ask a third party to convert it, and

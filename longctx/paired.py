@@ -8,7 +8,7 @@ from typing import Any
 from longctx import statistics
 from longctx.tables import figure
 
-_SIGNIFICANCE = 0.05
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ScoreDifference:
         size, lowest, highest = (abs(x) for x in (self.other - self.reference, low, high))
         p = f"{self.test} p {'< 0.001' if self.p < 0.001 else f'= {self.p:.3f}'}"
         leaves_out_zero = not low <= 0 <= high
-        if leaves_out_zero and self.p < _SIGNIFICANCE:
+        if leaves_out_zero and self.p < SIGNIFICANCE:
             word = "gain" if low > 0 else "loss"
             near, far = sorted((lowest, highest))
             return f"a {word} of {size:.3f} [{near:.3f}, {far:.3f}] ({means}, {p})"
         numbers = f"{self.other - self.reference:+.3f} [{low:+.3f}, {high:+.3f}] ({means}, {p})"
-        if leaves_out_zero or self.p < _SIGNIFICANCE:
+        if leaves_out_zero or self.p < SIGNIFICANCE:
             return f"not settled, interval and test disagree: {numbers}"
         # Rounded up: what is said to be excluded must be.
         bound = math.ceil(max(-low, 0) * 1e3) / 1e3

@@ -131,16 +131,15 @@ def decode_graphs(
     return None
 
 
-def prompt_builder(task: Task, settings: Settings, source: ModelSource) -> PromptBuilder:
-    """With or without the tokenizer's chat template. Raises SettingError."""
+def uses_chat_template(task: Task, settings: Settings, source: ModelSource) -> bool:
+    """Whether prompts stand in the tokenizer's chat template. Raises SettingError."""
     has_template = source.tokenizer.chat_template is not None
     if settings.chat_template == "on" and not has_template:
         raise SettingError("CHAT_TEMPLATE", "on", f"{settings.model_id} has no chat template")
     prefers_raw = source.prefers_raw_prompts and not task.needs_chat_turn
-    use_template = settings.chat_template == "on" or (
+    return settings.chat_template == "on" or (
         settings.chat_template == "auto" and has_template and not prefers_raw
     )
-    return PromptBuilder(source.tokenizer, use_template)
 
 
 def choice_tokens(

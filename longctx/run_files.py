@@ -2,12 +2,14 @@
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from longctx import saved
 from longctx.console import notice
 from longctx.interrupt import held_back
 from longctx.results import Row, Summary, plain, write_whole
@@ -78,10 +80,12 @@ class RunFiles:
     @staticmethod
     def finished(logdir: Path, fingerprint: str) -> Path | None:
         """The full results of a finished run with this fingerprint."""
-        for path in sorted(logdir.glob("*_full.json")):
+        for path in sorted(logdir.iterdir()):
+            if not path.name.endswith(saved.FULL_SUFFIXES):
+                continue
             try:
-                meta = json.loads(path.read_text(encoding="utf-8"))["run_meta"]
-            except (OSError, ValueError, KeyError, TypeError):
+                meta = json.loads(saved.text_of(path))["run_meta"]
+            except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
                 continue
             if meta.get("fingerprint") == fingerprint:
                 return path

@@ -18,7 +18,8 @@ from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary
 from longctx.run_files import RunFiles
 from longctx.settings import Settings
-from longctx.task import Task, samples_by_context
+from longctx.supplies import Supplies
+from longctx.task import Task
 from longctx.tracking import Tracker
 from longctx.workers import Workers
 
@@ -48,10 +49,13 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
 
 
 class Run:
-    """A run from its settings to its files."""
+    """A run from its settings to its files; `supplies` may be shared with other runs."""
 
-    def __init__(self, task: Task, settings: Settings, environ: Environment):
+    def __init__(
+        self, task: Task, settings: Settings, environ: Environment, supplies: Supplies | None = None
+    ):
         self.task = task
+        self.supplies = supplies or Supplies()
         settings = preflight.choose_backend(settings, environ)
         if task.compared_answers(settings):
             # The answer is read from the first new token's probabilities.
@@ -67,11 +71,11 @@ class Run:
         self.quantization = environ.quantization()
         preflight.check_machine(settings, self.quantization)
         self.logdir = preflight.writable_folder(settings.logdir)
-        self.source = models.find(settings)
+        self.source = self.supplies.source(settings)
         models.check(settings, self.source)
         prefill.check(settings, self.source)
-        self.builder = preflight.prompt_builder(task, settings, self.source)
-        self.samples = samples_by_context(task, settings, self.builder)
+        self.builder = self.supplies.builder(task, settings, self.source)
+        self.samples = self.supplies.samples(task, settings, self.builder)
         self.choice_tokens = preflight.choice_tokens(
             task, settings, self.builder, self.samples[settings.contexts[0]][0]
         )
@@ -98,7 +102,7 @@ class Run:
             return None
         began = time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
-        model, load_s = models.load(self.settings, self.source, self.quantization)
+        model, load_s = self.supplies.model(self.settings, self.source, self.quantization)
         prefill.check_model(self.settings, model)
         requests = self._requests(model)
         files = self._files()
@@ -222,7 +226,6 @@ class Run:
         }
 
     def _requests(self, model: PreTrainedModel) -> Requests:
-        stop_tokens = stop_token_ids(model, self.source.tokenizer)
         return Requests(
             self.task,
             self.settings,
@@ -231,7 +234,7 @@ class Run:
             self.pruning,
             self.attention,
             self.choice_tokens,
-            frozenset() if self.source.is_random else stop_tokens,
+            frozenset() if self.source.is_random else stop_token_ids(model, self.source.tokenizer),
             model,
             preflight.decode_graphs(
                 self.settings, model, self.attention or self.settings.attn_impl, self.pruning

@@ -4,8 +4,10 @@ Text in them was written by models. It loses, once for all its readers, the char
 steer a terminal, hide text or turn its direction.
 """
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +18,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from longctx.console import notice, printable
 
 FullResults = dict[str, Any]
+
+FULL_SUFFIXES = ("_full.json", "_full.json.gz")
 
 
 class UnusableFileError(ValueError):
@@ -76,12 +80,18 @@ _NUMBER = TypeAdapter(float | None)
 _INTERVAL = TypeAdapter(Annotated[list[float], Len(2, 2)] | None)
 
 
+def text_of(path: Path) -> str:
+    """A file's text, unpacked if it ends in `.gz`. Raises OSError, EOFError, ValueError."""
+    content = path.read_bytes()
+    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+
+
 def read(path: Path) -> FullResults:
-    """The full results in a file. Raises UnusableFileError."""
+    """The full results in a file, which may be packed by gzip. Raises UnusableFileError."""
     try:
-        full = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=lambda _: None, parse_float=_finite
-        )
+        full = json.loads(text_of(path), parse_constant=lambda _: None, parse_float=_finite)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UnusableFileError(f"is not whole gzip: {_line(str(error))}") from None
     except OSError as error:
         raise UnusableFileError(f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -101,13 +111,13 @@ def read(path: Path) -> FullResults:
 def find(paths: Sequence[Path]) -> Iterator[tuple[Path, FullResults]]:
     """The runs in files and folders, by path; what is left out is noted once.
 
-    With its reason a file that was named, or whose name is that of full results; other `.json`
-    files in one line.
+    With its reason a file that was named, or whose name is that of full results; other JSON files
+    in one line.
     """
     files = {
         file.resolve(): file
         for path in paths
-        for file in (path.rglob("*.json") if path.is_dir() else [path])
+        for file in (_json_files(path) if path.is_dir() else [path])
         if file == path or file.is_file()
     }
     others = []
@@ -115,13 +125,18 @@ def find(paths: Sequence[Path]) -> Iterator[tuple[Path, FullResults]]:
         try:
             yield file, read(file)
         except UnusableFileError as error:
-            if file in paths or file.name.endswith("_full.json"):
+            if file in paths or file.name.endswith(FULL_SUFFIXES):
                 notice(f"left out: {_line(str(file))} {error}")
             else:
                 others.append(_line(str(file)))
     if others:
         more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
         notice(f"left out, no full results: {', '.join(others[:_NAMED])}{more}")
+
+
+def _json_files(folder: Path) -> Iterator[Path]:
+    yield from folder.rglob("*.json")
+    yield from folder.rglob("*.json.gz")
 
 
 def _finite(text: str) -> float | None:

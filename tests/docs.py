@@ -17,7 +17,7 @@ call = [os.path.basename(sys.argv[0]), *sys.argv[1:]], dict(os.environ), os.getc
 with open({record!r}, "a") as file:
     file.write(json.dumps(call) + "\\n")
 """
-_PROGRAMS = ("make", "python", "sbatch", "torchrun")
+_PROGRAMS = ("bash", "make", "python", "sbatch", "torchrun")
 _BASH_SETS = {"PWD", "OLDPWD", "SHLVL", "_", "PATH", "LC_CTYPE", "BASH_ENV"}
 
 

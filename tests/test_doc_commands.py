@@ -89,7 +89,10 @@ def check_settings(script, variables):
 def check_python(argv, variables, where, monkeypatch):
     parsed = arguments_of(argv, where, monkeypatch)
     if argv[0] == "-m":
-        assert not variables
+        if argv[1] == "longctx.sweep":
+            check_settings("narrativeqa_eval.py", variables)
+        else:
+            assert not variables
         return
     script = str((where / argv[0]).relative_to(docs.ROOT))
     if script in SETTINGS:
@@ -108,6 +111,12 @@ def check(command, monkeypatch):
         case "make":
             targets = re.findall(r"^([\w-]+):", (docs.ROOT / "Makefile").read_text(), re.M)
             assert set(arguments) <= set(targets)
+        case "bash":
+            (sweep,) = arguments
+            text = (docs.ROOT / sweep).read_text() + (docs.ROOT / "studies/_run.sh").read_text()
+            assert sweep.startswith("studies/")
+            for name in command.variables:
+                assert f"${{{name}:-" in text or f"${{{name}-" in text, name
         case "sbatch":
             file, *script = arguments
             assert docs.ROOT / file == SLURM

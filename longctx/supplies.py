@@ -1,0 +1,88 @@
+"""What a run works with: tokenizer, samples, prompts and model, which runs of a process can share.
+
+Making them takes longer than many a run: seconds for the model, and more for a hundred prompts out
+of whole books.
+"""
+
+import dataclasses
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from longctx import models, preflight
+from longctx.models import ModelSource
+from longctx.prompts import PromptBuilder
+from longctx.quantization import Quantization
+from longctx.settings import Settings
+from longctx.task import Sample, Task, samples_by_context
+
+# Settings that no sample depends on. A setting that is not here costs time, never a wrong sample.
+_OF_REQUESTS = frozenset(
+    (
+        *("attn_impl", "batch_size", "max_new_tokens", "warmup", "oom"),
+        *("kv_mode", "keep_ratio", "keep_tokens", "prune_after", "skip_layers", "kv_scope"),
+        *("prune_every", "kv_quant", "quant_mode", "dtype", "device_map", "tp_plan"),
+        *("decode", "compile", "prefill", "prefill_chunk"),
+        *("logdir", "resume", "skip_done", "wandb_mode", "wandb_project", "wandb_entity"),
+    )
+)
+
+
+class Supplies:
+    """Makes what a run asks for, once for all runs that ask for the same.
+
+    keeps_prompts: keep every prompt made, for the next run over the same samples. Of models only
+    the last one is kept, so that two never share the memory.
+    """
+
+    def __init__(self, *, keeps_prompts: bool = False):
+        self._keeps_prompts = keeps_prompts
+        self._sources: dict[Any, ModelSource] = {}
+        self._builders: dict[Any, PromptBuilder] = {}
+        self._samples: dict[Any, dict[int, list[Sample]]] = {}
+        self._models: dict[Any, tuple[PreTrainedModel, float]] = {}
+
+    def source(self, settings: Settings) -> ModelSource:
+        """Tokenizer and config. Raises SettingError."""
+        key = settings.model_id, settings.trust_remote_code
+        if key not in self._sources:
+            self._sources[key] = models.find(settings)
+        return self._sources[key]
+
+    def builder(self, task: Task, settings: Settings, source: ModelSource) -> PromptBuilder:
+        """The builder of the task's prompts. Raises SettingError."""
+        use_template = preflight.uses_chat_template(task, settings, source)
+        key = settings.model_id, settings.trust_remote_code, use_template
+        if key not in self._builders:
+            self._builders[key] = PromptBuilder(
+                source.tokenizer, use_template, keeps_prompts=self._keeps_prompts
+            )
+        return self._builders[key]
+
+    def samples(
+        self, task: Task, settings: Settings, builder: PromptBuilder
+    ) -> dict[int, list[Sample]]:
+        """Samples for each context length. Raises SettingError."""
+        chosen = tuple(
+            (field.name, getattr(settings, field.name))
+            for field in dataclasses.fields(settings)
+            if field.name not in _OF_REQUESTS
+        )
+        key = task.name, task.script, chosen
+        if key not in self._samples:
+            self._samples[key] = samples_by_context(task, settings, builder)
+        return self._samples[key]
+
+    def model(
+        self, settings: Settings, source: ModelSource, quantization: Quantization
+    ) -> tuple[PreTrainedModel, float]:
+        """The model, and the seconds that it took to load. Raises SettingError."""
+        where = settings.device_map, settings.tp_plan
+        kind = settings.model_id, settings.trust_remote_code, settings.use_safetensors
+        key = kind, settings.dtype, quantization, where, settings.seed if source.is_random else None
+        if key not in self._models:
+            self._models.clear()
+            self._models[key] = models.load(settings, source, quantization)
+        else:
+            models.free_memory()
+        return self._models[key]

@@ -1,0 +1,83 @@
+"""Points of the sweeps compared with the point that they differ from in one thing only."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longctx import paired
+from longctx.paired import CostRatio, ScoreDifference
+from studies.measurements import Point
+
+_SEED = 0
+# The score of each task that stands in tables and figures.
+SCORES = {"narrativeqa": "meteor", "hotpotqa": "f1", "longbench_kv": "em"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A point and its reference: the same length, the same samples."""
+
+    reference: Point
+    other: Point
+
+    def costs(self) -> dict[str, CostRatio]:
+        """Ratios of TTFT, decode, latency, KV cache and GPU peak, as far as both have them."""
+        length = self.other.context_tokens
+        ratios = paired.cost_ratios(self.reference.run, self.other.run, length, _SEED)
+        return {ratio.name: ratio for ratio in ratios}
+
+    def score(self) -> ScoreDifference | None:
+        """What the task's score differs by; None where it was not measured."""
+        length, name = self.other.context_tokens, SCORES[self.other.meta["task"]]
+        found = paired.score_differences(self.reference.run, self.other.run, length, _SEED)
+        return next((difference for difference in found if difference.name == name), None)
+
+
+def pairs(
+    points: Sequence[Point], is_reference: Callable[[Point], bool], same: Callable[[Point], Any]
+) -> Iterator[Pair]:
+    """Each point that is no reference with the reference of its length that shares `same`."""
+    references = {(p.context_tokens, same(p)): p for p in points if is_reference(p)}
+    for point in points:
+        reference = references.get((point.context_tokens, same(point)))
+        if reference is not None and not is_reference(point):
+            yield Pair(reference, point)
+
+
+def speed_up(ratio: CostRatio) -> tuple[float, float, float]:
+    """How many times as fast, with the interval over requests, of a ratio of times."""
+    value = ratio.reference / ratio.other
+    low, high = ratio.interval or (1 / value, 1 / value)
+    return value, 1 / high, 1 / low
+
+
+def is_faster(pair: Pair, figure: str) -> bool:
+    """Whether a figure of time is shorter in every request than in any of the reference's."""
+    first, second = pair.reference.values(figure), pair.other.values(figure)
+    return bool(first and second) and max(second) < min(first)
+
+
+def is_seen(difference: ScoreDifference) -> int:
+    """-1 for a loss that interval and test both show, 1 for such a gain, else 0."""
+    if difference.interval is None or difference.p >= paired.SIGNIFICANCE:
+        return 0
+    low, high = difference.interval
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Pair]:
+    """Points of two folders that were made by the same settings at the same length."""
+    first = {_identity(point): point for point in points}
+    for point in again:
+        if _identity(point) in first:
+            yield Pair(first[_identity(point)], point)
+
+
+def _identity(point: Point) -> Any:
+    return point.sweep, point.context_tokens, point.meta["fingerprint"]
+
+
+def agree(pair: Pair, figure: str) -> bool:
+    """Whether the ranges of a figure, measured in both, touch over their requests."""
+    first, second = pair.reference.values(figure), pair.other.values(figure)
+    return max(min(first), min(second)) <= min(max(first), max(second))

@@ -1,0 +1,136 @@
+"""The results of the sweeps, read from their folder: a point for each run and context length."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from longctx import saved
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+
+# What a sweep's folder is not asked for: it tells no two points apart.
+_NOT_TOLD = ("LOGDIR", "RESUME", "SKIP_DONE")
+# Figures of rows whose name in summaries is another.
+_ROW_KEYS = {"latency_ms": "latency_ms_total"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run at one context length.
+
+    sweep: the folder of the run, from the sweeps' folder.
+    """
+
+    sweep: str
+    run: dict[str, Any]
+    summary: dict[str, Any]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The run's `run_meta`."""
+        meta: dict[str, Any] = self.run["run_meta"]
+        return meta
+
+    def setting(self, name: str) -> Any:
+        """The value of a variable."""
+        return self.meta["variables"].get(name)
+
+    @property
+    def context_tokens(self) -> int:
+        """The context length."""
+        return int(self.summary["context_tokens"])
+
+    @property
+    def batch(self) -> int:
+        """Prompts in one request."""
+        return int(self.setting("BATCH_SIZE"))
+
+    @property
+    def method(self) -> str:
+        """The KV method; "full" for the full cache."""
+        return "full" if self.setting("KV_MODE") == "none" else str(self.setting("KV_MODE"))
+
+    @property
+    def kept(self) -> float:
+        """Share of the cache that is kept."""
+        return 1.0 if self.method == "full" else float(self.setting("KEEP_RATIO"))
+
+    @property
+    def decode(self) -> str:
+        """The decode loop that ran; before there were two it was the eager one."""
+        return str(self.summary.get("decode_mode") or "eager")
+
+    @property
+    def weights(self) -> str:
+        """The quantization of the weights, or their dtype."""
+        quant = self.setting("QUANT_MODE")
+        return str(self.setting("DTYPE") if quant == "none" else quant)
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether requests of this length, or of a shorter one before it, ran out of memory."""
+        return bool(self.summary["n_oom"] or self.summary.get("skipped_after_oom_at"))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The requests that succeeded."""
+        rows = (r for r in self.run["rows"] if r["context_tokens"] == self.context_tokens)
+        return [row for row in rows if row["success"]]
+
+    def values(self, figure: str) -> list[float]:
+        """A figure of each request, such as `ttft_ms`, where it was measured."""
+        values = (row.get(_ROW_KEYS.get(figure, figure)) for row in self.rows)
+        return [value for value in values if value is not None]
+
+    def median(self, figure: str) -> float | None:
+        """The summary's p50 of a figure of time; of memory the most or the mean that it has."""
+        for key in (f"{figure}_p50", f"{figure}_p95", figure):
+            if self.summary.get(key) is not None:
+                return float(self.summary[key])
+        return None
+
+
+def read(folder: Path) -> list[Point]:
+    """Points of all results in a folder; of two runs of the same settings the later one.
+
+    Sorted by context length, then as the runs were made.
+    """
+    latest: dict[Any, Point] = {}
+    for path, run in saved.find([folder]):
+        variables = run["run_meta"]["variables"]
+        told = {name: value for name, value in variables.items() if name not in _NOT_TOLD}
+        sweep = path.parent.relative_to(folder).as_posix()
+        for summary in run["ctx_summaries"]:
+            point = Point(sweep, run, summary)
+            key = sweep, run["run_meta"]["task"], json.dumps(told), point.context_tokens
+            if key not in latest or _made(latest[key]) <= _made(point):
+                latest[key] = point
+    return sorted(latest.values(), key=lambda point: (point.context_tokens, _made(point)))
+
+
+def _made(point: Point) -> str:
+    return str(point.meta["run_id"]).rpartition("_")[2]
+
+
+def of_sweep(points: Iterable[Point], sweep: str) -> list[Point]:
+    """The points of one folder."""
+    return [point for point in points if point.sweep == sweep]
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by their key, in the order in which keys appear."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def about(points: Iterable[Point]) -> str:
+    """Model, dtype and device of points, for a caption."""
+    found = dict.fromkeys(
+        f"{p.meta['model']}, {p.setting('DTYPE')}, {p.meta['device']['name']}" for p in points
+    )
+    return "; ".join(found)

@@ -1,0 +1,275 @@
+"""The tables of the study, as Markdown, and what its verdicts rest on, from the sweeps' logs.
+
+    python studies/tables.py logs/studies
+    python studies/tables.py logs/studies --repeat logs/studies-again
+
+Each table stands between comments that name it. Where a document holds it with them, a test makes
+it again from the logs and compares.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from longctx.paired import ScoreDifference
+from longctx.tables import figure, label, markdown
+from studies import comparisons, measurements
+from studies.comparisons import Pair
+from studies.measurements import Point, grouped, of_sweep
+
+Heads = dict[str, Callable[[Point], Any]]
+Block = tuple[str, str]  # name, Markdown
+
+
+def _kept(point: Point) -> str:
+    return f"{point.kept:.0%}"
+
+
+_KEPT: Heads = {"kept": _kept}
+
+_COSTS = "TTFT ms / decode ms per token / GPU peak GB, p50 and most of the requests"
+_LOOP: Heads = {"batch": lambda p: p.batch, "decode": lambda p: p.decode}
+
+
+def by_length(
+    heads: Heads, entries: Sequence[Any], point_of: Callable[[Any], Point], cell: Callable
+) -> str:
+    """A line for each combination of heads, a column for each context length."""
+    lengths = sorted({point_of(entry).context_tokens for entry in entries})
+    rows: list[list[str]] = [[*heads, *(f"{length:,}" for length in lengths)]]
+
+    def names(entry: Any) -> tuple[Any, ...]:
+        return tuple(str(head(point_of(entry))) for head in heads.values())
+
+    for key, mine in grouped(entries, names).items():
+        cells = {point_of(entry).context_tokens: cell(entry) for entry in mine}
+        rows.append([*key, *(cells.get(length, "") for length in lengths)])
+    return markdown(rows[0], rows[1:])
+
+
+def costs(point: Point) -> str:
+    """Time to the first token, time a token and memory."""
+    if point.out_of_memory:
+        return "out of memory"
+    measured = (("ttft_ms", 0), ("ms_per_token_decode", 2), ("peak_gpu_mem_gb", 2))
+    return " / ".join(figure(point.median(name), decimals) for name, decimals in measured)
+
+
+def speed_ups(pair: Pair) -> str:
+    """Of decoding, and of a whole request."""
+    ratios = pair.costs()
+    found = (ratios.get(name) for name in ("decode", "latency"))
+    texts = [interval(*comparisons.speed_up(ratio)) if ratio else "-" for ratio in found]
+    return " / ".join(texts)
+
+
+def cost_ratios(pair: Pair) -> str:
+    """Of time to the first token, time a token and memory."""
+    ratios = pair.costs()
+    names = ("TTFT", "decode", "GPU peak")
+    found = (ratios.get(name) for name in names)
+    return " / ".join(f"{r.other / r.reference:.2f}" if r else "-" for r in found)
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """A number and its interval."""
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def attention(points: Sequence[Point]) -> Iterator[Block]:
+    """Costs by backend; how far from SDPA's."""
+    mine = of_sweep(points, "attention")
+    heads: Heads = {
+        "batch": lambda p: p.batch,
+        "attention": lambda p: f"`{p.setting('ATTN_IMPL')}`",
+    }
+    yield f"attention: {_COSTS}", by_length(heads, mine, _itself, costs)
+    against_sdpa = comparisons.pairs(
+        mine, lambda p: p.setting("ATTN_IMPL") == "sdpa", lambda p: p.batch
+    )
+    title = "attention: times sdpa's TTFT / decode / GPU peak"
+    yield title, by_length(heads, list(against_sdpa), _other, cost_ratios)
+
+
+def pays(points: Sequence[Point]) -> Iterator[Block]:
+    """Costs by share kept, length, batch and decode loop; from where on pruning pays."""
+    mine = sorted(of_sweep(points, "kv/pays"), key=_loop)
+    yield f"kv: {_COSTS}", by_length(_LOOP | _KEPT, mine, _itself, costs)
+    against_full = list(comparisons.pairs(mine, _is_full, _loop))
+    title = "kv: times as fast as the full cache, decoding / whole request, with 95% over requests"
+    yield title, by_length(_LOOP | _KEPT, against_full, _other, speed_ups)
+    rows: list[list[str]] = [[*_LOOP, *_KEPT, "faster decoding from", "faster request from"]]
+    for names, found in grouped(
+        against_full, lambda pair: (*map(str, _loop(pair.other)), _kept(pair.other))
+    ).items():
+        figures = ("ms_per_token_decode", "latency_ms")
+        rows.append([*names, *(pays_from(found, figure) for figure in figures)])
+    title = "kv: the shortest length from which on every request is faster than the full cache's"
+    yield title, markdown(rows[0], rows[1:])
+
+
+def pays_from(found: Sequence[Pair], figure: str) -> str:
+    """The shortest length from which on the slowest request beats the full cache's fastest."""
+    best = "-"
+    for pair in sorted(found, key=lambda pair: -pair.other.context_tokens):
+        if not comparisons.is_faster(pair, figure):
+            break
+        best = f"{pair.other.context_tokens:,}"
+    return best
+
+
+def methods(points: Sequence[Point]) -> Iterator[Block]:
+    """What choosing the tokens costs, by method."""
+    heads: Heads = {"scope": lambda p: p.setting("KV_SCOPE"), "method": lambda p: f"`{p.method}`"}
+    for length, mine in grouped(of_sweep(points, "kv/methods"), _length).items():
+        kept = sorted({p.kept for p in mine}, reverse=True)
+        rows: list[list[str]] = [[*heads, *(f"{share:.0%}" for share in kept)]]
+        for names, found in grouped(mine, lambda p: tuple(h(p) for h in heads.values())).items():
+            cells = {p.kept: f"{figure(p.median('compress_ms'), 1)} / {costs(p)}" for p in found}
+            rows.append([*names, *(cells.get(share, "") for share in kept)])
+        yield f"kv methods, {length:,} tokens: compress ms / {_COSTS}", markdown(rows[0], rows[1:])
+
+
+def quantization(points: Sequence[Point]) -> Iterator[Block]:
+    """Costs by format of the weights and of the cache; how far from those of plain weights."""
+    heads = _LOOP | {"weights": lambda p: p.weights, "cache": lambda p: p.setting("KV_QUANT")}
+    mine = sorted(of_sweep(points, "quantization"), key=_loop)
+    yield f"quantization: {_COSTS}", by_length(heads, mine, _itself, costs)
+    against_plain = comparisons.pairs(
+        mine,
+        lambda p: p.setting("QUANT_MODE") == "none" and p.setting("KV_QUANT") == "none",
+        _loop,
+    )
+    title = "quantization: times the TTFT / decode / GPU peak of plain weights and cache"
+    yield title, by_length(heads, list(against_plain), _other, cost_ratios)
+
+
+def combined(points: Sequence[Point]) -> Iterator[Block]:
+    """Costs by weights and share kept, up to long contexts."""
+    heads = _LOOP | {"weights": lambda p: p.weights} | _KEPT
+    yield f"combined: {_COSTS}", by_length(heads, of_sweep(points, "combined"), _itself, costs)
+
+
+def quality(points: Sequence[Point]) -> Iterator[Block]:
+    """Scores by method and share; where a loss or a gain is seen; both counted."""
+    mine = [point for point in points if point.sweep.startswith("quality/")]
+    pairs = comparisons.pairs(mine, _is_full, lambda point: point.sweep)
+    found = [(pair.other, score) for pair in pairs if (score := pair.score()) is not None]
+    for (sweep, length), here in grouped(found, lambda d: (d[0].sweep, _length(d[0]))).items():
+        score = here[0][1]
+        title = f"{sweep}, {length:,} tokens: {score.name} {score.reference:.3f}, n = {score.n}"
+        yield f"{title}; what the share kept changes, 95% in pairs", _differences(here)
+    heading = ["kept", "comparisons", "losses seen", "gains seen", "largest loss"]
+    rows: list[list[str]] = [["data", "method", *heading]]
+    for key, here in grouped(
+        found, lambda d: (d[0].sweep.removeprefix("quality/"), f"`{d[0].method}`", _kept(d[0]))
+    ).items():
+        seen = [comparisons.is_seen(score) for _, score in here]
+        worst = min((score for _, score in here), key=lambda score: score.other - score.reference)
+        counts = map(str, (len(here), seen.count(-1), seen.count(1)))
+        rows.append([*key, *counts, _difference(worst)])
+    yield "quality: over all lengths", markdown(rows[0], rows[1:])
+
+
+def _differences(here: Sequence[tuple[Point, ScoreDifference]]) -> str:
+    shares = sorted({point.kept for point, _ in here}, reverse=True)
+    rows: list[list[str]] = [["method", *(f"{share:.0%}" for share in shares)]]
+    for method, mine in grouped(here, lambda d: d[0].method).items():
+        cells = {point.kept: _difference(score) for point, score in mine}
+        rows.append([f"`{method}`", *(cells.get(share, "") for share in shares)])
+    return markdown(rows[0], rows[1:])
+
+
+def _difference(score: ScoreDifference) -> str:
+    text = f"{score.other - score.reference:+.3f}"
+    if score.interval is not None:
+        text += f" [{score.interval[0]:+.3f}, {score.interval[1]:+.3f}]"
+    return f"**{text}**" if comparisons.is_seen(score) else text
+
+
+def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Block]:
+    """Cells that were run twice: ranges over requests, whether they touch, and the medians' ratio.
+
+    The largest of these ratios is what two runs differ by anyhow.
+    """
+    names = ("ttft_ms", "ms_per_token_decode")
+    rows: list[list[str]] = [["run", "tokens", *names, "same answers"]]
+    for pair in comparisons.repeats(points, again):
+        sides = (pair.reference, pair.other)
+        outputs = [[s["output"] for row in side.rows for s in row["samples"]] for side in sides]
+        same = sum(first == second for first, second in zip(*outputs, strict=False))
+        meta = pair.other.meta
+        run = f"{pair.other.sweep}: {label(meta)}, batch {pair.other.batch}, {pair.other.decode}"
+        figures = (_repeated(pair, name) for name in names)
+        rows.append([run, f"{_length(pair.other):,}", *figures, f"{same} of {len(outputs[0])}"])
+    yield (
+        "repeats: fastest to slowest request of both runs, ratio of medians",
+        markdown(rows[0], rows[1:]),
+    )
+
+
+def _repeated(pair: Pair, name: str) -> str:
+    first, second = pair.reference.values(name), pair.other.values(name)
+    if not first or not second:
+        return "-"
+    ranges = ", ".join(f"{min(v):,.1f} to {max(v):,.1f}" for v in (first, second))
+    verdict = "agree" if comparisons.agree(pair, name) else "differ"
+    return f"{ranges}: {verdict}, {median(second) / median(first):.2f} times"
+
+
+def _itself(point: Point) -> Point:
+    return point
+
+
+def _other(pair: Pair) -> Point:
+    return pair.other
+
+
+def _length(point: Point) -> int:
+    return point.context_tokens
+
+
+def _is_full(point: Point) -> bool:
+    return point.method == "full"
+
+
+def _loop(point: Point) -> tuple[int, str]:
+    return point.batch, point.decode
+
+
+def blocks(folder: Path) -> dict[str, str]:
+    """All tables of the sweeps in a folder, by name."""
+    points = measurements.read(folder)
+    makers = (attention, pays, methods, quantization, combined, quality)
+    made = (block for make in makers for block in make(points))
+    return {name: text for name, text in made if text.count("\n") > 1}  # more than its heading
+
+
+def commented(name: str, text: str) -> str:
+    """A table between the comments that name it."""
+    return f"<!-- study: {name} -->\n{text}\n<!-- end of study -->"
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="LOGDIR of the sweeps")
+    parser.add_argument("--repeat", type=Path, help="LOGDIR of the same sweeps, run again")
+    arguments = parser.parse_args()
+    found = blocks(arguments.folder)
+    if arguments.repeat:
+        folders = (arguments.folder, arguments.repeat)
+        found |= dict(repeats(*map(measurements.read, folders)))
+    for name, text in found.items():
+        print(f"{name}\n\n{commented(name, text)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The study's figures and tables show what its logs hold."""
+
+import gzip
+import json
+import re
+
+import pytest
+
+from longctx import saved
+from longctx.run_files import RunFiles
+from studies import comparisons, figures, lines, measurements, tables
+from tests.saved_runs import full_results
+
+LENGTHS = (2048, 8192)
+METHODS = ("l2", "window")
+
+
+def write(folder, number, scores=(0.5, 0.25), rows=None, summary=None, packed=False, **variables):
+    """Results of two requests a length, with figures that are told apart by `number`."""
+    values = {"BATCH_SIZE": 1, "KV_QUANT": "none", "KEEP_RATIO": 0.5} | variables
+    measured = {
+        "decode_mode": "graph",
+        "compress_ms_p50": 1.5,
+        "peak_gpu_mem_gb_p95": 20.5 + number,
+    }
+    full = full_results(
+        scores,
+        contexts=LENGTHS,
+        variables=values,
+        rows=rows,
+        summary={"n_requests": len(scores)} | measured | (summary or {}),
+        run_id=f"m_20260101-{number:06d}",
+        fingerprint=str(sorted(values.items())),
+        device={"type": "cuda", "name": "GPU"},
+    )
+    for place, entry in enumerate(full["ctx_summaries"]):
+        entry["ttft_ms_p50"] = 100.0 * number + 10 * place
+    for row in full["rows"]:
+        about = row["context_tokens"] > LENGTHS[0], row["request"]
+        row["ttft_ms"] = 100.0 * number + 10 * about[0] + (-1, 1)[about[1]]
+        row["latency_ms_total"] = row["ttft_ms"] + 50
+        row["compress_ms"] = 1.5
+        for sample in row["samples"]:
+            sample["output"] = sample["prediction"]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{number}_full.json"
+    text = json.dumps(full)
+    if packed:
+        path.with_suffix(".json.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return full
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """A sweep of each kind; eager attention runs out of memory at the longer length."""
+    for number, attn in enumerate(lines.BACKENDS, start=1):
+        full = write(tmp_path / "attention", number, ATTN_IMPL=attn, packed=number == 2)
+        if attn == "eager":
+            full["ctx_summaries"][1] |= {"n_oom": 1, "total_count": 0}
+            for row in full["rows"][2:]:
+                row |= {"success": False, "oom": True}
+            (tmp_path / "attention" / f"{number}_full.json").write_text(json.dumps(full))
+    for batch in (1, 8):
+        at = {"BATCH_SIZE": batch}
+        write(tmp_path / "kv/pays", 20 + batch, **at)
+        write(
+            tmp_path / "kv/pays", 10 + batch, rows={"ms_per_token_decode": 2.0}, KV_MODE="l2", **at
+        )
+    for folder in ("kv/methods", "quality/narrativeqa-synthetic/context"):
+        write(tmp_path / folder, 5)
+        for number, method in enumerate(METHODS, start=6):
+            write(tmp_path / folder, number, scores=(0.5, 0.0), KV_MODE=method)
+    write(tmp_path / "quantization", 2)
+    write(tmp_path / "quantization", 3, QUANT_MODE="bnb4")
+    write(tmp_path / "combined", 4, QUANT_MODE="bnb4", KV_MODE="l2")
+    return tmp_path
+
+
+def test_a_line_is_what_the_logs_hold(logs):
+    points = measurements.of_sweep(measurements.read(logs), "attention")
+    found = {line.label: line for line in lines.attention_lines(points, "ttft_ms")}
+    assert list(found) == list(lines.BACKENDS)
+    for file in saved.find([logs / "attention"]):
+        run = file[1]
+        line = found[run["run_meta"]["variables"]["ATTN_IMPL"]]
+        expected = []
+        for summary in run["ctx_summaries"]:
+            length = summary["context_tokens"]
+            times = [r["ttft_ms"] for r in run["rows"] if r["context_tokens"] == length]
+            expected.append((length, summary["ttft_ms_p50"], min(times), max(times)))
+        if line.label == "eager":
+            assert line.out_of_memory == [expected.pop()[0]]
+        assert line.points == expected
+
+
+def test_the_later_of_two_runs_of_the_same_settings_counts(logs):
+    write(logs / "attention", 9, ATTN_IMPL="sdpa")
+    points = measurements.of_sweep(measurements.read(logs), "attention")
+    assert [p.median("ttft_ms") for p in points if p.setting("ATTN_IMPL") == "sdpa"] == [900, 910]
+
+
+def panels_of(axis):
+    """What an axis shows: of each line with a label, its y by its x as near as they are drawn."""
+    handles, labels = axis.get_legend_handles_labels()
+    return {
+        label: [tuple(point) for point in handle.lines[0].get_xydata()]
+        for handle, label in zip(handles, labels, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("draw", "sweeps", "made", "names"),
+    [
+        (figures.attention, ["attention"], lines.attention_lines, figures._COSTS),
+        (figures.quantization, ["quantization"], lines.quantization_lines, figures._COSTS),
+        (figures.kv, ["kv/pays"], lines.kv_lines, figures._COSTS[1:]),
+        (
+            figures.quality,
+            ["quality/narrativeqa-synthetic/context"],
+            lines.quality_lines,
+            ["kv_cache_gb", "tok_per_s_decode"],
+        ),
+    ],
+)
+def test_a_figure_draws_its_lines(logs, tmp_path, draw, sweeps, made, names):
+    points = measurements.read(logs)
+    drawn = draw(points)
+    drawn.savefig(tmp_path / "figure.png")
+    mine = measurements.of_sweep(points, sweeps[0])
+    if draw is figures.quality:
+        mine = [point for point in mine if point.context_tokens == LENGTHS[0]]
+    else:
+        mine = [point for point in mine if point.batch == 1]
+    for axis, name in zip(drawn.get_axes(), names, strict=False):
+        shown = panels_of(axis)
+        wanted = made(mine, name)
+        assert [line.label for line in wanted] == list(shown)
+        assert name == "tok_per_s_decode" or any(line.points for line in wanted)
+        for line in wanted:
+            assert [y for _, y in shown[line.label]] == [y for _, y, *_ in line.points]
+            xs = [x for x, *_ in line.points]
+            assert [x for x, _ in shown[line.label]] == pytest.approx(xs, rel=0.06)
+    caption = drawn.get_suptitle()
+    assert "m, bfloat16, GPU" in caption
+    assert ("out of memory" in caption) == (draw is figures.attention)
+
+
+def test_every_figure_is_written(logs, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["figures.py", str(logs), "-o", str(tmp_path / "assets")])
+    figures.main()
+    assert sorted(path.name for path in (tmp_path / "assets").iterdir()) == [
+        "attention_results.png", "kv_results.png", "quality_tradeoff.png", "quant_results.png",
+    ]  # fmt: skip
+
+
+def rows_of(text):
+    return [[c.strip() for c in row.strip("|").split("|")] for row in text.splitlines()[2:]]
+
+
+def test_tables_hold_the_figures_and_their_ratios(logs):
+    found = tables.blocks(logs)
+    costs = rows_of(found[f"attention: {tables._COSTS}"])
+    assert costs[0] == ["1", "`sdpa`", "100 / 5.00 / 21.50", "110 / 5.00 / 21.50"]
+    assert costs[3] == ["1", "`eager`", "400 / 5.00 / 24.50", "out of memory"]
+    # The ratio of medians over requests, which need not be that of the summaries.
+    ratios = rows_of(found["attention: times sdpa's TTFT / decode / GPU peak"])
+    assert ratios[0] == ["1", "`flash2`", "2.00 / 1.00 / -", "1.91 / 1.00 / -"]
+    (title,) = (name for name in found if name.startswith("kv: times as fast"))
+    assert [row[3].split(" / ")[0] for row in rows_of(found[title])] == ["2.50 [2.50, 2.50]"] * 2
+    (title,) = (name for name in found if name.startswith("kv: the shortest length"))
+    assert rows_of(found[title])[0] == ["1", "graph", "50%", "2,048", "2,048"]
+    assert rows_of(found["quality: over all lengths"])[0][:6] == [
+        "narrativeqa-synthetic/context", "`l2`", "50%", "2", "0", "0",
+    ]  # fmt: skip
+    text = tables.commented("a table", found[title])
+    assert re.fullmatch(r"<!-- study: a table -->\n\|.*\|\n<!-- end of study -->", text, re.S)
+
+
+def test_repeats_agree_where_their_requests_ranges_touch(logs, tmp_path):
+    again = tmp_path / "again"
+    write(again / "attention", 1, ATTN_IMPL="sdpa")
+    write(again / "attention", 5, ATTN_IMPL="flash2")
+    points = [measurements.read(folder) for folder in (logs, again)]
+    # The folder is read as part of the first, under a name of its own.
+    pairs = list(comparisons.repeats(*points))
+    assert [comparisons.agree(pair, "ttft_ms") for pair in pairs] == [True, False] * 2
+    ((_, text),) = tables.repeats(*points)
+    assert "99.0 to 101.0, 99.0 to 101.0: agree" in text
+    assert "199.0 to 201.0, 499.0 to 501.0: differ" in text
+
+
+def test_packed_results_are_read_and_torn_ones_named(tmp_path):
+    write(tmp_path, 1, packed=True)
+    (path,) = tmp_path.iterdir()
+    meta = saved.read(path)["run_meta"]
+    assert meta["model"] == "m"
+    assert RunFiles.finished(tmp_path, meta["fingerprint"]) == path
+    assert RunFiles.finished(tmp_path, "another") is None
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(saved.UnusableFileError, match="is not whole gzip"):
+        saved.read(path)

@@ -1,0 +1,175 @@
+"""The study's sweeps: their lines, runs that share a process, and an interrupted one's end."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from longctx import config, models, sweep
+from longctx.config import CannotRunError
+from longctx.supplies import Supplies
+from tests import runs
+from tests.runs import ROOT, environ, without_timings
+
+SWEEPS = sorted(path.name for path in (ROOT / "studies").glob("[a-z]*.sh"))
+CELLS = [
+    f"narrativeqa_eval.py {changes}"
+    for changes in ("KV_MODE=none", "KV_MODE=l2 KEEP_RATIO=0.5", "KV_MODE=window BATCH_SIZE=2")
+]
+
+
+def lines_of(name, tmp_path, **variables):
+    """What a sweep would run, and the environment it would run it in; nothing is run."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"print(json.dumps([sys.argv[1:], sys.stdin.read().splitlines(), dict(os.environ)]))\n"
+    )
+    python.chmod(0o755)
+    ended = subprocess.run(
+        ["bash", str(ROOT / "studies" / name)],
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python), **variables},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    arguments, lines, environment = json.loads(ended.stdout)
+    assert arguments == ["-m", "longctx.sweep"]
+    return lines, environment
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_each_line_of_a_sweep_can_be_read(name, tmp_path, capsys):
+    lines, environment = lines_of(name, tmp_path, OMP_NUM_THREADS="1")
+    cells = sweep.read(lines)
+    assert len(cells) > 5
+    assert {environment[name] for name in ("SKIP_DONE", "RESUME")} == {"1"}
+    told = set()
+    for cell in cells:
+        settings, found = config.read(cell.task.settings, environment | cell.changes)
+        assert set(cell.changes) <= found.is_set
+        assert settings.logdir.startswith("logs/studies/")
+        told.add((cell.task.name, str(sorted(cell.changes.items()))))
+    assert len(told) == len(cells)
+    assert "is not a setting" not in capsys.readouterr().err
+
+
+def test_a_sweep_honours_the_environment_and_paths_with_spaces(tmp_path):
+    lines, environment = lines_of(
+        "quality.sh", tmp_path, MODEL_ID="m", CONTEXTS="700", METHODS="l2", RATIOS="0.5",
+        SCOPES="context", NARRATIVEQA="", HOTPOTQA="a.jsonl", LONGBENCH="", LOGDIR="a folder",
+    )  # fmt: skip
+    full, pruned = sweep.read(lines)
+    assert (environment["MODEL_ID"], environment["ATTN_IMPL"]) == ("m", "sdpa")
+    assert full.changes == {
+        "DATASET_ID": "a.jsonl", "KV_SCOPE": "context", "CONTEXTS": "700",
+        "LOGDIR": "a folder/quality/hotpotqa-a/context",
+    }  # fmt: skip
+    assert pruned.changes == full.changes | {
+        "KV_MODE": "l2", "KEEP_RATIO": "0.5", "PRUNE_AFTER": "0",
+    }  # fmt: skip
+    lines, _ = lines_of("attention.sh", tmp_path, BATCHES="4", REQUESTS="3", BACKENDS="sdpa")
+    (cell,) = sweep.read(lines)
+    assert (cell.changes["BATCH_SIZE"], cell.changes["N_SAMPLES"]) == ("4", "12")
+
+
+@pytest.mark.parametrize("line", ["narrativeqa_eval.py KV_MODE", "tests/runs.py A=1", "no.py A=1"])
+def test_a_line_that_is_no_run_is_refused(line, monkeypatch, capsys):
+    with pytest.raises(CannotRunError):
+        sweep.read([line])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{line}\n"))
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    assert sweep.main() == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.model
+def test_runs_of_one_process_are_those_of_their_own(tiny_folder, tmp_path, monkeypatch, capsys):
+    loaded, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda *args: loaded.append(args) or load(*args))
+    for name, value in environ(tiny_folder, tmp_path / "together").items():
+        monkeypatch.setenv(name, value)
+    bad = "narrativeqa_eval.py ATTN_IMPL=flash2 DEVICE_MAP=cpu"
+    assert sweep.run_all(sweep.read([CELLS[0], bad, *CELLS[1:]])) == 1
+    assert len(loaded) == 1
+    notes = capsys.readouterr().err
+    assert f"note: not done: {bad}: ATTN_IMPL=flash2: " in notes
+    assert "3 of 4 runs are done" in notes
+    together = sorted((tmp_path / "together").glob("*_full.json"), key=os.path.getmtime)
+    for path, line in zip(together, CELLS, strict=True):
+        (cell,) = sweep.read([line])
+        alone = runs.run(tiny_folder, tmp_path / "alone", **cell.changes)
+        found = json.loads(path.read_text())
+        for full in (found, alone):
+            del full["run_meta"]["variables"]["LOGDIR"], full["run_meta"]["command"]
+        assert without_timings(found) == without_timings(alone)
+
+
+@pytest.mark.model
+def test_samples_and_models_are_shared_only_where_they_are_the_same(tiny_folder, tmp_path):
+    supplies = Supplies(keeps_prompts=True)
+
+    def made(**changes):
+        values = environ(tiny_folder, tmp_path, N_SAMPLES="2", CONTEXTS="200", **changes)
+        task = sweep.read(CELLS[:1])[0].task
+        settings, environment = config.read(task.settings, values)
+        source = supplies.source(settings)
+        builder = supplies.builder(task, settings, source)
+        samples = supplies.samples(task, settings, builder)
+        model, _ = supplies.model(settings, source, environment.quantization())
+        prompt = builder.build(samples[200][0].parts, 200, settings.truncate)
+        return samples, model, prompt
+
+    first = made()
+    assert all(a is b for a, b in zip(first, made(KV_MODE="l2", BATCH_SIZE="2"), strict=True))
+    other = made(SEED="1")
+    assert other[0] != first[0]
+    assert other[1] is first[1]
+    assert made(TRUNCATE="head")[2] is not first[2]
+    assert made(DTYPE="bfloat16")[1] is not first[1]
+
+
+@pytest.mark.model
+def test_an_interrupted_sweep_ends_complete(tiny_folder, tmp_path):
+    settings = environ(tiny_folder, tmp_path, N_SAMPLES="12")
+    settings |= {"PYTHON": sys.executable, "PARTS": "methods", "SCOPES": "prompt"}
+    settings |= {"METHODS": "l2 window", "RATIOS": "1.0 0.5", "PRUNE_AFTER": "0"}
+
+    def start():
+        return subprocess.Popen(
+            ["bash", str(ROOT / "studies" / "kv.sh")],
+            env=os.environ | {"PYTHONWARNINGS": "ignore"} | settings,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    folder = tmp_path / "kv" / "methods"
+    process = start()
+    while not (list(folder.glob("*_full.json")) and list(folder.glob("*_rows.jsonl"))):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, notes = process.communicate(timeout=60)
+    assert process.returncode == 130, notes
+    before = set(folder.glob("*_full.json"))
+    assert 1 <= len(before) < 3
+    process = start()
+    _, notes = process.communicate(timeout=60)
+    assert process.returncode == 0, notes
+    assert notes.count("SKIP_DONE: these settings have their results") == len(before)
+    assert "3 of 3 runs are done" in notes
+    assert not list(folder.glob("*_rows.jsonl"))
+    found = [json.loads(path.read_text()) for path in folder.glob("*_full.json")]
+    assert before < set(folder.glob("*_full.json"))
+    assert sorted(full["run_meta"]["variables"]["KV_MODE"] for full in found) == [
+        "l2", "none", "window",
+    ]  # fmt: skip
+    assert all(summary["total_count"] == 12 for f in found for summary in f["ctx_summaries"])
