@@ -2,7 +2,8 @@
 
     python benchmarks/decode.py
 
-For each batch size, length of the prompts, share of their cache kept, and way to run the step:
+For each batch size, length of the prompts, share of their cache kept in every layer, and way to
+run the step:
 `eager` (the model's forward, kernel by kernel), `graph` (one captured CUDA graph), `compiled` (the
 same of a compiled step). A figure is the median over requests of the time of the decode loop over
 its steps; each request has random prompts of its own. The limit is the bytes that a step must read,
@@ -27,7 +28,6 @@ from kv_compression.generation import Generation, generate
 from longctx.results import gigabytes
 from longctx.tables import figure
 
-_SKIP_LAYERS = (0, 1)
 _WARMUP_CONTEXT = 1024
 _WARMUP_TOKENS = 4
 _HEADINGS = (
@@ -53,7 +53,7 @@ def measure(
             _measure.prompt(model, batch, context_tokens),
             backend=arguments.backend,
             max_new_tokens=new_tokens,
-            pruning=_measure.pruning(arguments.kv_mode, case["keep_ratio"], _SKIP_LAYERS),
+            pruning=_measure.pruning(arguments.kv_mode, case["keep_ratio"], skip_layers=()),
             graphs=graphs,
         )
 

@@ -14,6 +14,7 @@ from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.last_layer import last_token_alone
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
 from kv_compression.mlp import ROWS, mlp_in_row_chunks
+from kv_compression.prompt_chunks import prompt_chunks
 from kv_compression.pruning import Pruning
 from kv_compression.selection import leading
 
@@ -73,49 +74,6 @@ def stop_token_ids(
     return frozenset([declared] if isinstance(declared, int) else declared)
 
 
-def padding_before(attention_mask: torch.Tensor) -> list[int]:
-    """Number of padding tokens before each row's tokens; attention_mask (B, S), 0 for padding.
-
-    Raises ValueError for a row without tokens and for padding that does not stand first.
-    """
-    mask = attention_mask.cpu().bool()
-    starts: list[int] = (~mask).sum(dim=1).tolist()
-    if any(start == mask.shape[1] for start in starts):
-        raise ValueError("a prompt has no tokens")
-    if any(not mask[row, start:].all() for row, start in enumerate(starts)):
-        raise ValueError("pad prompts on the left: tokenizer.padding_side = 'left'")
-    return starts
-
-
-def split_questions(
-    input_ids: torch.Tensor, starts: Sequence[int], question_tokens: Sequence[int]
-) -> list[tuple[torch.Tensor, list[int]]]:
-    """Contexts and questions of a padded batch, each a batch padded on the left of its own.
-
-    input_ids (B, S), row b's tokens from starts[b] on, the last question_tokens[b] of them its
-    question. Returns (tokens, padding of each row) of the contexts and of the questions. Raises
-    ValueError unless every row has at least one token of each.
-    """
-    batch, padded_len = input_ids.shape
-    if len(question_tokens) != batch:
-        raise ValueError(f"question_tokens must name {batch} rows, not {len(question_tokens)}")
-    contexts = [
-        padded_len - start - question
-        for start, question in zip(starts, question_tokens, strict=True)
-    ]
-    if min(question_tokens) < 1 or min(contexts) < 1:
-        raise ValueError("every prompt needs at least one token of context and one of question")
-    result = []
-    for lengths, last in ((contexts, question_tokens), (question_tokens, [0] * batch)):
-        longest = max(lengths)
-        tokens = input_ids.new_zeros(batch, longest)
-        for row, length in enumerate(lengths):
-            end = padded_len - last[row]
-            tokens[row, longest - length :] = input_ids[row, end - length : end]
-        result.append((tokens, [longest - length for length in lengths]))
-    return result
-
-
 def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
     """Most probable token of each row of (B, V), and on the host with whether logits are NaN."""
     next_token = logits.argmax(dim=-1)
@@ -130,6 +88,23 @@ def _eager_steps(
     while True:
         next_token, known = _greedy(step(next_token[:, None]))
         yield known
+
+
+def _answers(
+    steps: Iterator[list[list[int]]],
+    first_tokens: Sequence[int],
+    max_new_tokens: int,
+    stop_tokens: Collection[int],
+) -> list[list[int]]:
+    """Each row's tokens, from its first one to a stop token or the last one allowed."""
+    answers = [[token] for token in first_tokens]
+    for place in range(2, max_new_tokens + 1):
+        if all(answer[-1] in stop_tokens for answer in answers):
+            break
+        for answer, token in zip(answers, _checked(next(steps), place), strict=True):
+            if answer[-1] not in stop_tokens:
+                answer.append(token)
+    return answers
 
 
 def _checked(known: list[list[int]], place: int) -> list[int]:
@@ -147,7 +122,7 @@ def _log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]
 
 
 @torch.inference_mode()
-def generate(  # noqa: PLR0915
+def generate(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
@@ -190,12 +165,7 @@ def generate(  # noqa: PLR0915
         raise ValueError(f"no prefill one layer at a time: {obstacle}")
     device = next(model.get_input_embeddings().parameters()).device
     devices = {parameter.device for parameter in model.parameters()}
-    batch = input_ids.shape[0]
-    starts = [0] * batch if attention_mask is None else padding_before(attention_mask)
-    input_ids = input_ids.to(device)
-    chunks = [(input_ids, starts)]
-    if question_tokens is not None:
-        chunks = split_questions(input_ids, starts, question_tokens)
+    chunks = prompt_chunks(input_ids.to(device), attention_mask, question_tokens)
     stopwatch, memory = Stopwatch(), PeakMemory(devices)
     cache = PrunedCache(
         model.config.get_text_config().num_hidden_layers,
@@ -205,7 +175,7 @@ def generate(  # noqa: PLR0915
         stopwatch=stopwatch,
         kv_bits=kv_bits,
     )
-    seen_tokens = torch.zeros(batch, 1, dtype=torch.long, device=device)
+    seen_tokens = torch.zeros(len(input_ids), 1, dtype=torch.long, device=device)
 
     def step(tokens: torch.Tensor, padding: Sequence[int] | None = None) -> torch.Tensor:
         """Logits of what follows, (B, V), after `tokens` (B, Q), of which `padding` come first."""
@@ -228,19 +198,19 @@ def generate(  # noqa: PLR0915
         ).logits
         return logits[:, -1]
 
-    with (
-        use_attention(model, backend, cache) as kernels,
-        mlp_in_row_chunks(model, ROWS if prefill_chunk is None else layered.MLP_ROWS),
-        last_token_alone(model, cache),
-    ):
+    with use_attention(model, backend, cache) as kernels:
         memory.restart()
         synchronize(devices)
-        began = time.perf_counter()
-        for tokens, padding in chunks:
-            first_logits = step(tokens, padding)
-        next_token, known = _greedy(first_logits)
-        answers = [[token] for token in _checked(known, place=1)]
-        first_known = time.perf_counter()
+        with (
+            mlp_in_row_chunks(model, ROWS if prefill_chunk is None else layered.MLP_ROWS),
+            last_token_alone(model, cache),
+        ):
+            began = time.perf_counter()
+            for tokens, padding in chunks:
+                first_logits = step(tokens, padding)
+            next_token, known = _greedy(first_logits)
+            first_tokens = _checked(known, place=1)
+            first_known = time.perf_counter()
         synchronize(devices)
         peak_prefill, kv_bytes = memory.allocated(), cache.stored_bytes()
         stored_tokens = [layer.stored_tokens for layer in cache.layers]
@@ -248,22 +218,15 @@ def generate(  # noqa: PLR0915
         if graphs is not None and max_new_tokens > 1:
             refuse_window(graphs.window, input_ids.shape[1] + max_new_tokens - 1)
             capture_ms = graphs.capture(cache.layers, next_token, seen_tokens)
+            kernels["decode"] |= graphs.kernels
         memory.restart()
 
-        decode_began = ended = time.perf_counter()
-        if graphs is None:
-            steps = _eager_steps(step, next_token)
-        else:
+        decode_began = time.perf_counter()
+        steps = _eager_steps(step, next_token)
+        if graphs is not None:
             steps = graphs.steps(cache.layers, next_token, seen_tokens, max_new_tokens - 1)
-            kernels["decode"] |= graphs.kernels
-        for place in range(2, max_new_tokens + 1):
-            if all(answer[-1] in stop_tokens for answer in answers):
-                break
-            tokens_known = _checked(next(steps), place)
-            ended = time.perf_counter()
-            for answer, token in zip(answers, tokens_known, strict=True):
-                if answer[-1] not in stop_tokens:
-                    answer.append(token)
+        answers = _answers(steps, first_tokens, max_new_tokens, stop_tokens)
+        ended = time.perf_counter()
         synchronize(devices)
 
     ttft_ms = (first_known - began) * 1e3

@@ -40,7 +40,7 @@ class OnHost(DecodeGraphs):
         return 0.0
 
     def steps(self, layers, token, seen_tokens, count):
-        step = DecodeStep(self.model, len(token), compiled=self.compiled)
+        step = DecodeStep(self.model, len(token))
         step.begin(layers, token, seen_tokens)
         for _ in range(count):
             with step._in_place():

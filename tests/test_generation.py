@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from kv_compression import attention
 from kv_compression.attention import backend_of
 from kv_compression.cache import PrunedCache
-from kv_compression.generation import generate, padding_before, stop_token_ids
+from kv_compression.generation import generate, stop_token_ids
 from kv_compression.methods.l2 import Method as L2
+from kv_compression.prompt_chunks import padding_before
 from kv_compression.pruning import Pruning
 from tests import oracle
 from tests.models import CONFIGS, batch, tiny

@@ -1,6 +1,14 @@
 """Attention over two sets of keys, from the attention over each: by their log-sum-exp."""
 
+import importlib.util
+from functools import cache
+
 import torch
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def merged(
@@ -9,8 +17,12 @@ def merged(
     """What the same queries make of both sets of keys, in the dtype and layout of `output`.
 
     output, other: (B, H, Q, D). lse, other_lse: float32 (B, H, Q, 1), the logarithms of the sums of
-    the exponentials of the scaled scores, natural.
+    the exponentials of the scaled scores, natural. `output` may be overwritten.
     """
+    if output.is_cuda and _has_triton():
+        from kv_compression.attention._merge_kernel import merge_
+
+        return merge_(output, lse, other, other_lse)
     share = torch.sigmoid(other_lse - lse)  # of `other` in all weights
     result = output * (1 - share)  # in float32
     return result.addcmul_(other, share).to(output.dtype)

@@ -40,7 +40,7 @@ class DecodeGraphs:
 
     def __init__(self, model: PreTrainedModel, *, compiled: bool = False):
         self.model = model
-        self.compiled = compiled
+        self._compiled = torch.compile(model.forward, dynamic=False) if compiled else None
         self.capture_ms = 0.0
         config = model.config.get_text_config()
         has_window = getattr(config, "use_sliding_window", True)
@@ -59,7 +59,7 @@ class DecodeGraphs:
 
         if len(token) in self._steps:
             return 0.0
-        step = DecodeStep(self.model, len(token), compiled=self.compiled)
+        step = DecodeStep(self.model, len(token), self._compiled)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         step.begin(layers, token, seen_tokens)
         capture_ms = step.capture(self._pool)
@@ -82,7 +82,7 @@ class DecodeGraphs:
         """
         step = self._steps[len(token)]
         step.begin(layers, token, seen_tokens)
-        return step.tokens(count)
+        yield from step.tokens(count)
 
 
 def obstacle(  # noqa: PLR0911 a reason each

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from kv_compression.decode_graph.attention_kernels import attend_part, merge_parts
+from kv_compression.decode_graph.dependent_launch import options as launch_options
 from kv_compression.decode_graph.table import LayerTable
 
 
@@ -118,6 +119,7 @@ def attend(
         TYPE=_TYPES[q.dtype],
         num_warps=parts.num_warps,
         num_stages=parts.num_stages,
+        **launch_options(q.device),
     )
     out = q.new_empty(batch, query_heads * head_dim)
     merge_parts[(batch * query_heads,)](
@@ -129,5 +131,6 @@ def attend(
         DP=padded_dim,
         PARTS=count,
         PARTS_P=triton.next_power_of_2(count),
+        **launch_options(q.device),
     )
     return out

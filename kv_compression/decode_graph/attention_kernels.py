@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from kv_compression.decode_graph.dependent_launch import after_previous
 from kv_compression.decode_graph.table import COLUMNS
 
 _COLUMNS = tl.constexpr(COLUMNS)
@@ -38,7 +39,7 @@ def attend_part(  # noqa: PLR0915
     q, k, v, q_stride, k_stride, v_stride, cos, sin, q_gain, k_gain, eps, scaling,
     places, starts, added, layer, part_out, part_max, part_sum, batch, parts,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr,
-    DP: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr, TYPE: tl.constexpr,
+    DP: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr, TYPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One part of one key/value head: its output, not yet divided, its maximum and its sum."""
     pair, part = tl.program_id(0), tl.program_id(1)
@@ -47,6 +48,7 @@ def attend_part(  # noqa: PLR0915
     keys = tl.load(known).to(tl.pointer_type(TYPE))
     values = tl.load(known + 1).to(tl.pointer_type(TYPE))
     row_stride, head_stride = tl.load(known + 2), tl.load(known + 3)
+    # The table does not change within a step, nor do the tokens stored before it.
     newest = (tl.load(known + 4) + tl.load(added)).to(tl.int32)
     first = tl.load(starts + layer * batch + row)
     # Storage is allocated in whole vectors and strides are multiples of D.
@@ -58,6 +60,7 @@ def attend_part(  # noqa: PLR0915
     g, d = tl.arange(0, GP), tl.arange(0, DP)
     cos += row * R
     sin += row * R
+    after_previous(PDL)
     q_heads = head * G + g
     query = _heads(q + row * q_stride, q_heads, g < G, cos, sin, q_gain, eps, D, DP, R, NORM)
     query = query.to(TYPE)
@@ -108,8 +111,10 @@ def attend_part(  # noqa: PLR0915
 def merge_parts(
     part_out, part_max, part_sum, out,
     D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr, PARTS_P: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One query head: its parts weighted by their log-sum-exp."""
+    after_previous(PDL)
     head = tl.program_id(0)
     part, d = tl.arange(0, PARTS_P), tl.arange(0, DP)
     line = head * PARTS + part

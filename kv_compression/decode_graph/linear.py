@@ -11,6 +11,7 @@ from functools import cache
 import torch
 import triton
 
+from kv_compression.decode_graph.dependent_launch import options as launch_options
 from kv_compression.decode_graph.linear_kernels import normalize, project
 from kv_compression.decode_graph.weights import KINDS, Weight
 
@@ -35,22 +36,26 @@ class Tile:
 def tile_for(kind: str, rows: int, out_features: int, in_features: int) -> Tile:
     """The tile that was fastest for products of this kind (`benchmarks/decode_kernels.py`)."""
     most = triton.next_power_of_2(in_features)
+    if kind == "4bit" and rows == 1:
+        return Tile(16, min(most, 1024), num_warps=4, num_stages=2)
     if kind == "4bit":
-        return Tile(16, min(most, 512), num_warps=4, num_stages=2)
+        return Tile(8, min(most, 512), num_warps=8 if in_features > 8192 else 4, num_stages=2)
     if rows == 1 and kind == "int8":
         return Tile(8, min(most, 512), num_warps=4, num_stages=2)
     if rows == 1:
         return Tile(4, min(most, 2048), num_warps=4 if in_features > 8192 else 8, num_stages=2)
-    if out_features > 8192:
-        return Tile(64, min(most, 128), num_warps=4, num_stages=3)
-    return Tile(32, min(most, 256), num_warps=4, num_stages=4)
+    if in_features > 8192:
+        return Tile(32, min(most, 256), num_warps=4, num_stages=5)
+    return Tile(64, min(most, 128), num_warps=4, num_stages=3 if out_features > 8192 else 5)
 
 
 def normalized(x: torch.Tensor, gain: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm of the rows of x, (rows, K), with the gain (K,)."""
     out = torch.empty_like(x)
     width = x.shape[1]
-    normalize[(x.shape[0],)](x, gain, out, eps, K=width, KP=triton.next_power_of_2(width))
+    normalize[(x.shape[0],)](
+        x, gain, out, eps, K=width, KP=triton.next_power_of_2(width), **launch_options(x.device)
+    )
     return out
 
 
@@ -111,5 +116,6 @@ def linear(
         BK=tile.columns,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **launch_options(x.device),
     )
     return out

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from kv_compression.decode_graph.dependent_launch import after_previous
 from kv_compression.decode_graph.weights import BLOCK, KINDS, NESTED_BLOCK
 
 _INT8 = tl.constexpr(KINDS.index("int8"))
@@ -11,8 +12,9 @@ _NESTED_BLOCK = tl.constexpr(NESTED_BLOCK)
 
 
 @triton.jit
-def normalize(x, gain, out, eps, K: tl.constexpr, KP: tl.constexpr):
+def normalize(x, gain, out, eps, K: tl.constexpr, KP: tl.constexpr, PDL: tl.constexpr):
     """RMSNorm of one row of x, rounded as the model rounds it."""
+    after_previous(PDL)
     row, k = tl.program_id(0), tl.arange(0, KP)
     xs = tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
     xs *= tl.rsqrt(tl.sum(xs * xs, axis=0) / K + eps)
@@ -22,51 +24,59 @@ def normalize(x, gain, out, eps, K: tl.constexpr, KP: tl.constexpr):
 
 
 @triton.jit
+def _tile(lines, first, is_row, K: tl.constexpr, BK: tl.constexpr):
+    """Columns `first` and on of a weight's rows, (BN, BK); zeros beyond the last."""
+    ks = first + tl.arange(0, BK)
+    return tl.load(
+        lines + ks[None, :],
+        mask=is_row[:, None] & (ks < K)[None, :],
+        other=0.0,
+        eviction_policy="evict_first",
+    )
+
+
+@triton.jit
 def _product_of_row(
     x, norm, weight, n, is_row,
-    K: tl.constexpr, NORM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    K: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Rows `n` of a float or int8 weight times one row of x, (BN, 1), and its square, (1,)."""
+    """Rows `n` of a float or int8 weight times one row of x, (BN, 1), and its square, (1,).
+
+    The weight is read one tile ahead, so at first before x is there.
+    """
     lines = weight + n[:, None].to(tl.int64) * K
     acc = tl.zeros([BN, BK], tl.float32)
     squares = tl.zeros([BK], tl.float32)
+    tile = _tile(lines, 0, is_row, K, BK)
+    after_previous(PDL)
     for first in range(0, K, BK):
         ks = first + tl.arange(0, BK)
-        inside = ks < K
-        xs = tl.load(x + ks, mask=inside, other=0.0).to(tl.float32)
+        xs = tl.load(x + ks, mask=ks < K, other=0.0).to(tl.float32)
         if NORM:
             squares += xs * xs
-            xs *= tl.load(norm + ks, mask=inside, other=0.0).to(tl.float32)
-        tile = tl.load(
-            lines + ks[None, :],
-            mask=is_row[:, None] & inside[None, :],
-            other=0.0,
-            eviction_policy="evict_first",
-        )
+            xs *= tl.load(norm + ks, mask=ks < K, other=0.0).to(tl.float32)
         acc += tile.to(tl.float32) * xs[None, :]
+        tile = _tile(lines, first + BK, is_row, K, BK)
     return tl.sum(acc, axis=1)[:, None], tl.sum(squares[None, :], axis=1)
 
 
 @triton.jit
 def _product_of_rows(
-    x, weight, n, is_row, rows, K: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+    x, weight, n, is_row, rows,
+    K: tl.constexpr, PDL: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The same for M rows of x, (BN, M), by the tensor cores."""
     m = tl.arange(0, M)
     lines = weight + n[:, None].to(tl.int64) * K
     dot = tl.zeros([BN, M], tl.float32)
+    after_previous(PDL)
     for first in range(0, K, BK):
         ks = first + tl.arange(0, BK)
         inside = ks < K
         xs = tl.load(
             x + m[None, :] * K + ks[:, None], mask=(m < rows)[None, :] & inside[:, None], other=0.0
         )
-        tile = tl.load(
-            lines + ks[None, :],
-            mask=is_row[:, None] & inside[None, :],
-            other=0.0,
-            eviction_policy="evict_first",
-        )
+        tile = _tile(lines, first, is_row, K, BK)
         dot = tl.dot(tile.to(xs.dtype), xs, dot, input_precision="ieee")
     return dot
 
@@ -158,7 +168,8 @@ def _columns(x, place, inside, QUICK: tl.constexpr):
 def _product_of_4bit(
     x, norm, weight, scale, nested, offset, table, code, nested_code, n, is_row,
     rows: tl.constexpr, K: tl.constexpr, NESTED: tl.constexpr, NORM: tl.constexpr,
-    QUICK: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    QUICK: tl.constexpr, PDL: tl.constexpr,
+    M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The same for a 4-bit weight, (BN, M), and the square of one row of x, (1,)."""
     blocks: tl.constexpr = BK // _BLOCK
@@ -169,6 +180,7 @@ def _product_of_4bit(
         least = tl.load(offset)
     acc = tl.zeros([BN, blocks, M], tl.float32)
     squares = tl.zeros([blocks, _BLOCK // 8], tl.float32)
+    after_previous(PDL)
     for first in range(0, K // _BLOCK, blocks):
         block = first + tl.arange(0, blocks)
         inside = block < K // _BLOCK
@@ -212,7 +224,7 @@ def _product_of_4bit(
 def _product(
     x, norm, eps, weight, scale, nested, offset, bias, table, code, nested_code, n, out_features,
     rows: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr, NESTED: tl.constexpr,
-    NORM: tl.constexpr, BIAS: tl.constexpr, QUICK: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr, QUICK: tl.constexpr, PDL: tl.constexpr,
     M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """(BN, M) float32: the normalized rows of x times the rows `n` of a weight, and the bias."""
@@ -220,12 +232,12 @@ def _product(
     if KIND > _INT8:
         dot, square = _product_of_4bit(
             x, norm, weight, scale, nested, offset, table, code, nested_code, n, is_row, rows,
-            K, NESTED, NORM, QUICK, M, BN, BK,
+            K, NESTED, NORM, QUICK, PDL, M, BN, BK,
         )  # fmt: skip
     elif M == 1:
-        dot, square = _product_of_row(x, norm, weight, n, is_row, K, NORM, BN, BK)
+        dot, square = _product_of_row(x, norm, weight, n, is_row, K, NORM, PDL, BN, BK)
     else:
-        dot = _product_of_rows(x, weight, n, is_row, rows, K, M, BN, BK)
+        dot = _product_of_rows(x, weight, n, is_row, rows, K, PDL, M, BN, BK)
     if NORM:
         dot *= tl.rsqrt(square / K + eps)[None, :]
     if KIND == _INT8:
@@ -244,7 +256,7 @@ def project(
     rows: tl.constexpr,
     N_0: tl.constexpr, N_1: tl.constexpr, N_2: tl.constexpr, K: tl.constexpr,
     KIND: tl.constexpr, NESTED: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
-    GATED: tl.constexpr, RESIDUAL: tl.constexpr, QUICK: tl.constexpr,
+    GATED: tl.constexpr, RESIDUAL: tl.constexpr, QUICK: tl.constexpr, PDL: tl.constexpr,
     M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """out (rows, N_0 + N_1 + N_2): x times the weights, one after the other, in tiles of BN.
@@ -266,12 +278,12 @@ def project(
     n = tile * BN + tl.arange(0, BN)
     dot = _product(
         x, norm, eps, weight, scale, nested, offset, bias, table, code, nested_code, n,
-        out_features, rows, K, KIND, NESTED, NORM, BIAS, QUICK, M, BN, BK,
+        out_features, rows, K, KIND, NESTED, NORM, BIAS, QUICK, PDL, M, BN, BK,
     )  # fmt: skip
     if GATED:
         up = _product(
             x, norm, eps, weight_1, scale_1, nested_1, offset_1, bias_1, table, code, nested_code,
-            n, N_1, rows, K, KIND, NESTED, NORM, BIAS, QUICK, M, BN, BK,
+            n, N_1, rows, K, KIND, NESTED, NORM, BIAS, QUICK, PDL, M, BN, BK,
         )  # fmt: skip
         dot = dot * tl.sigmoid(dot) * up
     m = tl.arange(0, M)

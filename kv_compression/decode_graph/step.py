@@ -37,17 +37,19 @@ class _NewTokens(Cache):
 class DecodeStep:
     """A step of `model` for batches of `batch` rows: from one token a row to the next one.
 
-    compiled: the model's forward is compiled by torch first, in place of the fused layers.
+    compiled: the model's forward compiled by torch, to be called in place of fused layers.
     """
 
-    def __init__(self, model: PreTrainedModel, batch: int, *, compiled: bool):
+    def __init__(
+        self, model: PreTrainedModel, batch: int, compiled: Callable[..., Any] | None = None
+    ):
         device = next(model.parameters()).device
         self.model = model
         self._table = LayerTable.empty(
             model.config.get_text_config().num_hidden_layers, batch, device
         )
-        self._forward = _compiled(model) if compiled else model
-        self._is_fused = not compiled
+        self._forward = compiled or model
+        self._is_fused = compiled is None
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self._position = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self._known = torch.zeros(batch, 2, dtype=torch.long, device=device)
@@ -164,11 +166,6 @@ class DecodeStep:
             head_dim**-0.5 if scaling is None else scaling,
         )
         return output.view(batch, 1, query_heads, head_dim), None
-
-
-@cache
-def _compiled(model: PreTrainedModel) -> Callable[..., Any]:
-    return torch.compile(model.forward, dynamic=False)
 
 
 @cache
