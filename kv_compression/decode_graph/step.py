@@ -44,6 +44,7 @@ class DecodeStep:
         self, model: PreTrainedModel, batch: int, compiled: Callable[..., Any] | None = None
     ):
         device = next(model.parameters()).device
+        _register_operator()
         self.model = model
         self._table = LayerTable.empty(
             model.config.get_text_config().num_hidden_layers, batch, device
@@ -154,7 +155,7 @@ class DecodeStep:
     ) -> tuple[torch.Tensor, None]:
         """What transformers calls in the attention of a layer that is not fused."""
         batch, query_heads, _one, head_dim = query.shape
-        output = _operator()(
+        output = torch.ops.kv_compression.attend_new_token(
             query.reshape(batch, -1),
             key.reshape(batch, -1),
             value.reshape(batch, -1),
@@ -169,8 +170,8 @@ class DecodeStep:
 
 
 @cache
-def _operator() -> Callable[..., torch.Tensor]:
-    """`attend` as an operator, which torch.compile leaves whole."""
+def _register_operator() -> None:
+    """`attend` as an operator, torch.ops.kv_compression.attend_new_token: compiling leaves it."""
 
     @torch.library.custom_op("kv_compression::attend_new_token", mutates_args=())
     def operator(
@@ -190,8 +191,6 @@ def _operator() -> Callable[..., torch.Tensor]:
     @operator.register_fake
     def _(q: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.empty_like(q)
-
-    return operator
 
 
 @contextmanager
