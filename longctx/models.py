@@ -268,12 +268,11 @@ def _random_model(
         return model
     weights, kind = model.state_dict(), type(model)
     del model
-    return kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=weights,
-        **options,
-    )
+    quantized = kind.from_pretrained(None, config=config, state_dict=weights, **options)
+    del weights
+    # Loading leaves cycles that hold the unquantized weights.
+    free_memory()
+    return quantized
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
