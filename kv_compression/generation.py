@@ -76,9 +76,9 @@ def stop_token_ids(
 
 def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
     """Most probable token of each row of (B, V), and on the host with whether logits are NaN."""
-    next_token = logits.argmax(dim=-1)
+    highest, next_token = logits.max(dim=-1)  # a NaN is above everything
     # One transfer for both: each waits for the device.
-    return next_token, torch.stack([next_token, logits.isnan().any(dim=-1)], dim=1).tolist()
+    return next_token, torch.stack([next_token, highest.isnan()], dim=1).tolist()
 
 
 def _eager_steps(

@@ -9,6 +9,9 @@ from longctx.settings import Settings
 
 # With fewer rows a whole prefill needs little more memory, and chunks only cost time.
 _LEAST_CHUNKS = 2
+# Larger chunks are faster; of very long prompts they would be a larger part of the peak than that
+# is worth (`benchmarks/prefill.py`).
+_CHUNK, _CHUNK_OF_LONG, _LONG = 6144, 3072, 65536
 
 
 def check(settings: Settings, source: ModelSource) -> None:
@@ -33,11 +36,12 @@ def chunk_rows(settings: Settings, model: PreTrainedModel, rows: int) -> int | N
 
     `auto` goes by layers on a GPU, where prompts are long and the model allows it.
     """
+    chunk = settings.prefill_chunk or (_CHUNK if rows <= _LONG else _CHUNK_OF_LONG)
     if settings.prefill == "auto":
-        is_long = rows > _LEAST_CHUNKS * settings.prefill_chunk
+        is_long = rows > _LEAST_CHUNKS * chunk
         if not is_long or model.device.type != "cuda" or layered.obstacle(model):
             return None
-    return None if settings.prefill == "whole" else settings.prefill_chunk
+    return None if settings.prefill == "whole" else chunk
 
 
 def _refuse(problem: str) -> None:

@@ -91,9 +91,10 @@ class Settings:
         "takes less memory; `auto`: layered for long prompts on a GPU, where the model allows it",
         choices=("auto", "whole", "layered"),
     )
-    prefill_chunk: PositiveInt = variable(
-        4096,
-        "rows of a chunk, those of all prompts of a request together",
+    prefill_chunk: PositiveInt | None = variable(
+        None,
+        "rows of a chunk, those of all prompts of a request together; unset: 6144, for more than "
+        "65536 rows 3072",
         unused_when=("PREFILL", "whole"),
     )
     quant_mode: str = variable("none", "quantization of the weights", choices=quantization.names)

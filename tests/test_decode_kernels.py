@@ -25,7 +25,7 @@ from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
 from tests.models import batch, tiny
 
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
 
 def error(output, expected):
@@ -162,6 +162,18 @@ def projection(kind, out_features, in_features, has_bias, dtype):
     ],
 )
 def test_products_are_those_of_float64(kind, dtype, has_bias, rows):
+    check_products(kind, dtype, has_bias, rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("kind", ["float", "int8", "nf4", "nf4 flat", "fp4"])
+def test_products_in_bfloat16_are_those_of_float64(kind, rows):
+    """4-bit codes have a way of their own there."""
+    check_products(kind, torch.bfloat16, rows == 3, rows)
+
+
+def check_products(kind, dtype, has_bias, rows):
     torch.manual_seed(rows)
     in_features, tile = 192, Tile(16, 128, num_warps=4, num_stages=2)
     made = [projection(kind, n, in_features, has_bias, dtype) for n in (40, 24, 24)]

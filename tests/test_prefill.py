@@ -36,7 +36,12 @@ def test_auto_goes_by_layers_where_prompts_are_long_and_a_gpu_does_the_work(monk
     assert prefill.chunk_rows(settings, model, 200) is None
     assert prefill.chunk_rows(settings, model, 201) == 100
     assert prefill.chunk_rows(Settings(prefill="whole"), model, 10**6) is None
-    assert prefill.chunk_rows(Settings(prefill="layered"), model, 5) == 4096
+    unset = Settings(prefill="layered")
+    assert [prefill.chunk_rows(unset, model, rows) for rows in (5, 65536, 65537)] == [
+        6144,
+        6144,
+        3072,
+    ]
     model.model.layers[1].to("meta")
     assert prefill.chunk_rows(settings, model, 1000) is None
     prefill.check_model(settings, model)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kv_compression.decode_graph.dependent_launch import after_previous
+from kv_compression.decode_graph.dependent_launch import after_previous, start_next
 from kv_compression.decode_graph.table import COLUMNS
 
 _COLUMNS = tl.constexpr(COLUMNS)
@@ -100,6 +100,7 @@ def attend_part(  # noqa: PLR0915
         total = total * shrink + weight
         acc = acc * shrink[:, None] + weight[:, None] * new_value.to(tl.float32)[None, :]
         best = higher
+    start_next(PDL)
     line = (row * H * G + q_heads) * parts + part
     tl.store(part_max + line, best, mask=g < G)
     tl.store(part_sum + line, total, mask=g < G)
@@ -123,5 +124,6 @@ def merge_parts(
     weight = tl.exp2(best - tl.max(best, axis=0))
     inside = (part < PARTS)[:, None] & (d < D)[None, :]
     parts = tl.load(part_out + line[:, None] * D + d[None, :], mask=inside, other=0.0)
+    start_next(PDL)
     merged = tl.sum(parts * weight[:, None], axis=0) / tl.sum(total * weight, axis=0)
     tl.store(out + head * D + d, merged.to(out.dtype.element_ty), mask=d < D)

@@ -26,7 +26,13 @@ def options(device: torch.device) -> dict[str, Any]:
 
 @triton.jit
 def after_previous(PDL: tl.constexpr):
-    """Let the next kernel's programs start, then wait until the kernel before has ended."""
+    """Wait until the kernel before has ended."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def start_next(PDL: tl.constexpr):
+    """Let the next kernel's programs start; they wait for this one's end."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kv_compression.decode_graph.dependent_launch import after_previous
+from kv_compression.decode_graph.dependent_launch import after_previous, start_next
 from kv_compression.decode_graph.weights import BLOCK, KINDS, NESTED_BLOCK
 
 _INT8 = tl.constexpr(KINDS.index("int8"))
@@ -20,6 +20,7 @@ def normalize(x, gain, out, eps, K: tl.constexpr, KP: tl.constexpr, PDL: tl.cons
     xs *= tl.rsqrt(tl.sum(xs * xs, axis=0) / K + eps)
     xs = xs.to(out.dtype.element_ty).to(tl.float32)
     xs *= tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+    start_next(PDL)
     tl.store(out + row * K + k, xs.to(out.dtype.element_ty), mask=k < K)
 
 
@@ -286,6 +287,7 @@ def project(
             n, N_1, rows, K, KIND, NESTED, NORM, BIAS, QUICK, PDL, M, BN, BK,
         )  # fmt: skip
         dot = dot * tl.sigmoid(dot) * up
+    start_next(PDL)
     m = tl.arange(0, M)
     width = N_0 if GATED else N_0 + N_1 + N_2
     place = m[None, :] * width + column + n[:, None]

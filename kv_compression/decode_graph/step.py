@@ -117,11 +117,12 @@ class DecodeStep:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        self._token.copy_(logits.argmax(dim=-1, keepdim=True))
+        # A NaN is above everything.
+        highest, token = logits.max(dim=-1, keepdim=True)
+        self._token.copy_(token)
         self._position += 1
         self._table.added.add_(1)
-        self._known[:, :1] = self._token
-        self._known[:, 1] = logits.isnan().any(dim=-1)
+        torch.cat([token, highest.isnan()], dim=1, out=self._known)
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
