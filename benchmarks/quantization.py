@@ -103,7 +103,8 @@ def measure_quality(load: Load, reference: Load, samples: list[torch.Tensor]) ->
 
 def run(arguments: argparse.Namespace, report: Report) -> None:
     """Every quantization; its model is free again before the next."""
-    samples = texts(arguments)
+    has_quality = arguments.quality_model != "none"
+    samples = texts(arguments) if has_quality else []
     of_quality = partial(_measure.load, arguments.quality_model, arguments.dtype)
     exact = cache(of_quality)
     for name in arguments.quantizations:
@@ -112,12 +113,13 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
             case = {"quant_mode": name, "measured": mode}
             report.add(case, partial(measure_cost, load, mode, arguments))
         load.cache_clear()
-        case = {
-            "quant_mode": name,
-            "measured": _QUALITY,
-            "model": model_name(arguments.quality_model),
-        }
-        report.add(case, partial(measure_quality, partial(of_quality, name), exact, samples))
+        if has_quality:
+            case = {
+                "quant_mode": name,
+                "measured": _QUALITY,
+                "model": model_name(arguments.quality_model),
+            }
+            report.add(case, partial(measure_quality, partial(of_quality, name), exact, samples))
 
 
 def lines(written: Row) -> Lines:
@@ -155,7 +157,7 @@ def main() -> None:
     parser.add_argument("--backend", default="sdpa", help="the attention backend")
     parser.add_argument("--new-tokens", type=int, default=33, help="of a request; 2 or more")
     parser.add_argument("--repeats", type=int, default=3, help="requests of a case")
-    parser.add_argument("--quality-model", default="smollm2-135m")
+    parser.add_argument("--quality-model", default="smollm2-135m", help="none: only time, memory")
     parser.add_argument("--quality-tokens", type=int, default=1024)
     parser.add_argument("--texts", type=int, default=4)
     _report.main(parser, run, lines)
