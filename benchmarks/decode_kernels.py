@@ -1,6 +1,6 @@
 """The kernels of a decode step against the memory bandwidth: which tile is best?
 
-    python benchmarks/decode_kernels.py --output logs/benchmarks/decode_kernels.json
+    python benchmarks/decode_kernels.py
 
 Times each projection of a Mistral-7B layer with every tile of a list, and attention over stored
 caches with every way to share out their tokens, as 32 launches of a CUDA graph over weights and
@@ -10,30 +10,31 @@ choices from here.
 
 import argparse
 import itertools
-import json
 import multiprocessing
-import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from kv_compression.decode_graph.attention import HeadTransform, Parts, attend
-from kv_compression.decode_graph.linear import Tile, linear
+from benchmarks import _measure, _report
+from benchmarks._report import Lines, Report, Row
 from kv_compression.decode_graph.table import LayerTable
 from kv_compression.decode_graph.weights import Weight
-from longctx import environment
-from longctx.results import write_whole
+from longctx.config import CannotRunError
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    # Triton comes with torch for CUDA alone.
+    from kv_compression.decode_graph.attention import HeadTransform, Parts
+    from kv_compression.decode_graph.linear import Tile
 
 _LAUNCHES = 32
+_SHARED_BYTES = 220_000  # of a multiprocessor, for the tiles in flight
 _HIDDEN, _WIDE, _HEADS, _KV_HEADS, _HEAD_DIM = 4096, 14336, 32, 8, 128
 _KV_DIM = _KV_HEADS * _HEAD_DIM
 _PRODUCTS = {
@@ -89,7 +90,9 @@ def product(
     norm = torch.rand(in_features, device=device).to(torch.bfloat16)
     residual = torch.randn(rows, outs[0], dtype=torch.bfloat16, device=device)
 
-    def run(launch: int, tile: Tile) -> torch.Tensor:
+    from kv_compression.decode_graph.linear import linear
+
+    def run(launch: int, tile: "Tile") -> torch.Tensor:
         return linear(
             x,
             sets[launch % copies],
@@ -103,8 +106,10 @@ def product(
     return run, weight_bytes(sets[0])
 
 
-def tiles(kind: str, rows: int) -> Iterator[Tile]:
+def tiles(kind: str, rows: int) -> "Iterator[Tile]":
     """The tiles that are tried."""
+    from kv_compression.decode_graph.linear import Tile
+
     if rows == 1:
         sizes = [(4, 1024), (4, 2048), (4, 4096), (2, 4096), (8, 512), (8, 1024)]
         if kind == "4bit":
@@ -153,35 +158,41 @@ def compile_tiles(case: tuple[str, str, int]) -> None:
     torch.cuda.synchronize()
 
 
-def measured_products(cases: list[tuple[str, str, int]], limit: float) -> Iterator[Row]:
-    """The time of each product with each tile."""
-    for name, kind, rows in cases:
-        run, read = product(name, kind, rows, "cuda")
-        for tile in tiles(kind, rows):
-            try:
-                ms = milliseconds(partial(run, tile=tile))
-            except Exception as error:  # a tile that does not fit is no candidate
-                print(name, kind, rows, tile, type(error).__name__, str(error)[:80], flush=True)
-                continue
-            yield {
-                "what": name,
-                "kind": kind,
-                "rows": rows,
-                "tile": vars(tile),
-                "us": ms * 1e3,
-                "of_limit": read / limit / (ms / 1e3),
-            }
+def fastest(read_bytes: int, timed: dict[str, float], limits: Row) -> Row:
+    """A case's row: the fastest choice, and the times of all."""
+    best = min(timed, key=timed.__getitem__)
+    limit_ms = _measure.bandwidth_ms(read_bytes, limits)
+    return {
+        "choice": best,
+        "us": timed[best] * 1e3,
+        "over_limit": timed[best] / limit_ms,
+        "us_of_choices": {choice: ms * 1e3 for choice, ms in timed.items()},
+    }
+
+
+def measure_product(name: str, kind: str, rows: int, limits: Row) -> Row:
+    """The time of a product with each tile."""
+    run, read = product(name, kind, rows, "cuda")
+    timed = {}
+    for tile in tiles(kind, rows):
+        try:
+            timed[str(tile)] = milliseconds(partial(run, tile=tile))
+        except Exception as error:  # a tile that does not fit is no candidate
+            print(name, kind, rows, tile, type(error).__name__, file=sys.stderr, flush=True)
+    return fastest(read, timed, limits)
 
 
 def attend_to(
     launch: int,
     qkv: torch.Tensor,
     table: LayerTable,
-    transform: HeadTransform,
+    transform: "HeadTransform",
     copies: int,
-    parts: Parts,
+    parts: "Parts",
 ) -> torch.Tensor:
     """Attention over one of the caches in `table`."""
+    from kv_compression.decode_graph.attention import attend
+
     q, k, v = qkv.split([_HIDDEN, _KV_DIM, _KV_DIM], dim=1)
     return attend(
         q,
@@ -196,100 +207,76 @@ def attend_to(
     )
 
 
-def measured_attention(limit: float) -> Iterator[Row]:
+def measure_attention(rows: int, stored: int, limits: Row) -> Row:
     """The time of attention with each way to share out the stored tokens."""
-    for rows, stored in ((1, 32768), (1, 8192), (8, 32768), (8, 8192)):
-        copies = 2 if rows == 8 else 8
-        shape = (rows, _KV_HEADS, stored + 8, _HEAD_DIM)
-        caches = [
-            torch.randn(2, *shape, dtype=torch.bfloat16, device="cuda") for _ in range(copies)
-        ]
-        table = LayerTable.empty(copies, rows, torch.device("cuda"))
-        strides = caches[0][0].stride()[:2]
-        table.places.copy_(
-            torch.tensor([[c[0].data_ptr(), c[1].data_ptr(), *strides, stored] for c in caches])
-        )
-        qkv = torch.randn(rows, _HIDDEN + 2 * _KV_DIM, dtype=torch.bfloat16, device="cuda")
-        cos, sin = torch.randn(2, rows, _HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        read = 2 * rows * _KV_DIM * stored * 2
-        attended = partial(
-            attend_to, qkv=qkv, table=table, transform=HeadTransform(cos, sin), copies=copies
-        )
-        for tokens, programs, warps, stages in itertools.product(
-            (32, 64, 128), (1, 2, 3, 4), (4,), (2, 3, 4)
-        ):
-            parts = Parts(tokens, programs, warps, stages)
-            if tokens * _HEAD_DIM * 4 * stages * programs > 220_000:
-                continue
-            ms = milliseconds(partial(attended, parts=parts))
-            yield {
-                "what": f"attention {stored}",
-                "kind": "bfloat16",
-                "rows": rows,
-                "tile": vars(parts),
-                "us": ms * 1e3,
-                "of_limit": read / limit / (ms / 1e3),
-            }
+    from kv_compression.decode_graph.attention import HeadTransform, Parts
 
-
-def read_bandwidth() -> float:
-    """Bytes a second at which a sum reads 8 GB of random numbers."""
-    data = torch.randn(4 * 10**9, dtype=torch.bfloat16, device="cuda")
-    for _ in range(2):
-        data.sum()
-    times = []
-    for _ in range(5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        data.sum()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return data.nbytes / statistics.median(times)
-
-
-def print_best(rows: list[Row], count: int) -> None:
-    """The fastest choices of each case."""
-    for key, mine in itertools.groupby(rows, key=lambda r: (r["what"], r["kind"], r["rows"])):
-        for row in sorted(mine, key=lambda r: r["us"])[:count]:
-            print(*key, list(row["tile"].values()), f"{row['us']:.1f} us {row['of_limit']:.2f}")
-
-
-def main() -> None:
-    """Compile in parallel, measure, print the best, write all."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    copies = 2 if rows == 8 else 8
+    shape = (rows, _KV_HEADS, stored + 8, _HEAD_DIM)
+    caches = [torch.randn(2, *shape, dtype=torch.bfloat16, device="cuda") for _ in range(copies)]
+    table = LayerTable.empty(copies, rows, torch.device("cuda"))
+    strides = caches[0][0].stride()[:2]
+    table.places.copy_(
+        torch.tensor([[c[0].data_ptr(), c[1].data_ptr(), *strides, stored] for c in caches])
     )
-    parser.add_argument("--kinds", default="float,int8,4bit")
-    parser.add_argument("--rows", default="1,8")
-    parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--best", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("logs/benchmarks/decode_kernels.json"))
-    arguments = parser.parse_args()
+    qkv = torch.randn(rows, _HIDDEN + 2 * _KV_DIM, dtype=torch.bfloat16, device="cuda")
+    cos, sin = torch.randn(2, rows, _HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+    attended = partial(
+        attend_to, qkv=qkv, table=table, transform=HeadTransform(cos, sin), copies=copies
+    )
+    timed = {}
+    for tokens, programs, stages in itertools.product((32, 64, 128), (1, 2, 3, 4), (2, 3, 4)):
+        if tokens * _HEAD_DIM * 4 * stages * programs <= _SHARED_BYTES:
+            parts = Parts(tokens, programs, num_stages=stages)
+            timed[str(parts)] = milliseconds(partial(attended, parts=parts))
+    return fastest(4 * rows * _KV_DIM * stored, timed, limits)
+
+
+def run(arguments: argparse.Namespace, report: Report) -> None:
+    """Compile in parallel, then measure every case. Raises CannotRunError without a GPU."""
+    if not torch.cuda.is_available():
+        raise CannotRunError("the kernels need a CUDA GPU")
     cases = [
-        (name, kind, int(rows))
-        for kind in arguments.kinds.split(",")
-        for rows in arguments.rows.split(",")
+        (name, kind, rows)
+        for kind in arguments.kinds
+        for rows in arguments.rows
         for name in _PRODUCTS
-        if not (name == "head" and kind != "float")
+        if kind == "float" or name != "head"
     ]
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         pool.map(compile_tiles, cases, chunksize=1)
-    limit = read_bandwidth()
-    print(f"read bandwidth {limit / 1e12:.3f} TB/s", flush=True)
-    torch.cuda.empty_cache()
-    rows = [*measured_attention(limit), *measured_products(cases, limit)]
-    print_best(rows, arguments.best)
-    written = {
-        "command": shlex.join(["python", "benchmarks/decode_kernels.py", *sys.argv[1:]]),
-        "device": environment.device(),
-        "versions": environment.versions(),
-        "git_commit": environment.git_commit(),
-        "read_bytes_per_s": limit,
-        "rows": rows,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(arguments.output, json.dumps(written, indent=1) + "\n")
+    for rows, stored in itertools.product(arguments.rows, (8192, 32768)):
+        case = {"what": f"attention, {stored:,} tokens", "kind": "bfloat16", "rows": rows}
+        report.add(case, partial(measure_attention, rows, stored, report.limits))
+    for name, kind, rows in cases:
+        case = {"what": name, "kind": kind, "rows": rows}
+        report.add(case, partial(measure_product, name, kind, rows, report.limits))
+
+
+def lines(written: Row) -> Lines:
+    """A line for each case."""
+    return [
+        ("kernel", "weights", "rows", "us", "over limit", "choice"),
+        *(
+            [
+                row["what"],
+                row["kind"],
+                f"{row['rows']}",
+                *_report.cells(row, ("us", 1), ("over_limit", 2)),
+                row.get("choice") or _report.note(row),
+            ]
+            for row in written["rows"]
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure, print the table, write the rows."""
+    parser = _report.parser(__doc__, "decode_kernels")
+    parser.add_argument("--kinds", type=_report.names, default=["float", "int8", "4bit"])
+    parser.add_argument("--rows", type=_report.numbers, default=[1, 8])
+    parser.add_argument("--processes", type=int, default=8, help="that compile")
+    _report.main(parser, run, lines)
 
 
 if __name__ == "__main__":

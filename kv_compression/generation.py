@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kv_compression import layered
+from kv_compression import decode_graph, layered
 from kv_compression.attention import Backend, refuse_window, use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.decode_graph import DecodeGraphs
@@ -33,7 +33,7 @@ class Generation:
     stored_tokens: the same in tokens, for each layer.
     peak_prefill_bytes, peak_decode_bytes, peak_reserved_bytes: GPU memory; None without a GPU.
     kernels: names of the attention kernels that ran, under "prefill" and "decode".
-    decode_mode: "eager" or "graph".
+    decode_mode: "eager" or "graph"; "" where one token was asked for, which the prefill makes.
     capture_ms: capturing the decode step, where this request was the first to need it; it is in no
         other figure.
     prefill_mode: "whole", or "layered": one layer at a time over chunks of rows.
@@ -79,6 +79,25 @@ def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
     highest, next_token = logits.max(dim=-1)  # a NaN is above everything
     # One transfer for both: each waits for the device.
     return next_token, torch.stack([next_token, highest.isnan()], dim=1).tolist()
+
+
+def _check_graphs(
+    graphs: DecodeGraphs | None,
+    shape: Sequence[int],
+    max_new_tokens: int,
+    backend: str | Backend,
+    pruning: Pruning | None,
+    kv_bits: int | None,
+) -> None:
+    """Raises ValueError, or NotImplementedError, for a request that a graph would get wrong."""
+    if graphs is None:
+        return
+    problem = decode_graph.obstacle(
+        graphs.model, batch=shape[0], backend=backend, pruning=pruning, kv_bits=kv_bits
+    )
+    if problem:
+        raise ValueError(f"no decode step can be captured: {problem}")
+    refuse_window(graphs.window, shape[1] + max_new_tokens - 1)
 
 
 def _eager_steps(
@@ -151,8 +170,8 @@ def generate(
         the model's own dtype.
     choice_tokens: tokens whose log-probabilities as the first new token are wanted, of a softmax
         over the whole vocabulary in float32.
-    graphs: decodes by a captured step, which `decode_graph.obstacle` has allowed; None by calling
-        the model for each token.
+    graphs: decodes by a captured step, where `decode_graph.obstacle` has nothing against it; None
+        by calling the model for each token.
     prefill_chunk: prefill one layer at a time over chunks of this many rows (see `layered`); None
         all layers of the prompt at once. A question is read at once either way.
 
@@ -161,6 +180,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
+    _check_graphs(graphs, input_ids.shape, max_new_tokens, backend, pruning, kv_bits)
     if prefill_chunk is not None and (obstacle := layered.obstacle(model)):
         raise ValueError(f"no prefill one layer at a time: {obstacle}")
     device = next(model.get_input_embeddings().parameters()).device
@@ -216,7 +236,6 @@ def generate(
         stored_tokens = [layer.stored_tokens for layer in cache.layers]
         capture_ms = 0.0
         if graphs is not None and max_new_tokens > 1:
-            refuse_window(graphs.window, input_ids.shape[1] + max_new_tokens - 1)
             capture_ms = graphs.capture(cache.layers, next_token, seen_tokens)
             kernels["decode"] |= graphs.kernels
         memory.restart()
@@ -245,7 +264,7 @@ def generate(
         peak_decode_bytes=memory.allocated(),
         peak_reserved_bytes=memory.reserved(),
         kernels={phase: sorted(found) for phase, found in kernels.items()},
-        decode_mode="eager" if graphs is None else "graph",
+        decode_mode="" if max_new_tokens == 1 else "eager" if graphs is None else "graph",
         capture_ms=capture_ms,
         prefill_mode="whole" if prefill_chunk is None else "layered",
         choice_log_probs=_log_probs(first_logits, choice_tokens),

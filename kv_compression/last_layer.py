@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kv_compression.cache import PrunedCache
+from kv_compression.forwards import replaced_forwards
 from kv_compression.layered import is_known
 
 
@@ -28,20 +29,13 @@ def last_token_alone(model: PreTrainedModel, cache: PrunedCache) -> Iterator[Non
         return
     base: Any = model.base_model
     layer = base.layers[-1]
-    modules = [layer.self_attn.o_proj, layer.mlp]
-    # Where something else has replaced a forward, that is what comes back.
-    before = [module.__dict__.get("forward") for module in modules]
-    for module in modules:
-        module.forward = partial(_last_row, module.forward)
+    modules = (layer.self_attn.o_proj, layer.mlp)
     cache.layers[-1].last_query_alone = True
     try:
-        yield
+        with replaced_forwards((module, partial(_last_row, module.forward)) for module in modules):
+            yield
     finally:
         cache.layers[-1].last_query_alone = False
-        for module, forward in zip(modules, before, strict=True):
-            del module.forward
-            if forward is not None:
-                module.forward = forward
 
 
 def _last_row(

@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from kv_compression.forwards import replaced_forwards
+
 # At 8,192 rows the products are as fast as at all rows; a 7B model then needs 0.7 GB for them.
 ROWS = 8192
 
@@ -21,17 +23,8 @@ def mlp_in_row_chunks(model: PreTrainedModel, rows: int = ROWS) -> Iterator[None
     """
     mlps = [module for name, module in model.named_modules() if name.endswith(".mlp")]
     mlps = [mlp for mlp in mlps if isinstance(getattr(mlp, "down_proj", None), torch.nn.Module)]
-    # Where something else has replaced a forward, that is what comes back.
-    before = [mlp.__dict__.get("forward") for mlp in mlps]
-    for mlp in mlps:
-        mlp.forward = partial(_in_chunks, mlp.forward, rows)
-    try:
+    with replaced_forwards((mlp, partial(_in_chunks, mlp.forward, rows)) for mlp in mlps):
         yield
-    finally:
-        for mlp, forward in zip(mlps, before, strict=True):
-            del mlp.forward
-            if forward is not None:
-                mlp.forward = forward
 
 
 def _in_chunks(

@@ -112,6 +112,7 @@ def decode_graphs(
     model: PreTrainedModel,
     backend: str | Backend,
     pruning: Pruning | None,
+    workers: Workers,
 ) -> DecodeGraphs | None:
     """What DECODE asks for; None stands for eager. Raises SettingError."""
     if settings.decode == "eager":
@@ -127,7 +128,8 @@ def decode_graphs(
         return DecodeGraphs(model, compiled=settings.compile)
     if settings.decode == "graph":
         raise SettingError("DECODE", "graph", f"cannot be, since {obstacle}; use DECODE=eager")
-    notice(f"DECODE=eager, since {obstacle}")
+    if workers.is_first:
+        notice(f"DECODE=eager, since {obstacle}")
     return None
 
 

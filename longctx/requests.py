@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel
 
 from kv_compression import quantized
-from kv_compression.decode_graph import DecodeGraphs
+from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.pruning import Pruning
 from longctx import prefill, results
@@ -28,9 +28,12 @@ from longctx.workers import Workers
 Batch = Sequence[tuple[Sample, Prompt]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Requests:
-    """All that a request needs besides its prompts."""
+    """All that a request needs besides its prompts.
+
+    graphs: None decodes eagerly, as DECODE=auto does once a step could not be captured.
+    """
 
     task: Task
     settings: Settings
@@ -57,7 +60,17 @@ class Requests:
         return pairs
 
     def answer(self, batch: Batch) -> Generation:
-        """One request."""
+        """One request, again without a graph where DECODE=auto finds that there can be none."""
+        try:
+            return self._answer(batch)
+        except CannotBeCapturedError as error:
+            if self.settings.decode == "graph":
+                raise
+            notice(f"DECODE=eager, since {reason(error)}")
+            self.graphs = None
+        return self._answer(batch)
+
+    def _answer(self, batch: Batch) -> Generation:
         prompts = [prompt for _, prompt in batch]
         padded = self.source.tokenizer.pad(
             {"input_ids": [prompt.input_ids for prompt in prompts]}, return_tensors="pt"
@@ -130,6 +143,7 @@ class ContextRun:
         self.warmup_ms: float | None = None
         self.wall_s = 0.0
         self._captured_before_ms = self._captured_so_far_ms()
+        self._captured_warming_up_ms = 0.0
 
     def _note(self, row: Row) -> None:
         place = row["first_sample"], row["batch_size"]
@@ -165,7 +179,8 @@ class ContextRun:
                 if not self._run(batch):
                     break
                 progress.update(bar, advance=1)
-            self.wall_s = time.perf_counter() - began - (self.warmup_ms or 0) / 1e3
+            uncounted_ms = (self.warmup_ms or 0) + self.capture_ms - self._captured_warming_up_ms
+            self.wall_s = time.perf_counter() - began - uncounted_ms / 1e3
 
     @property
     def _retries(self) -> bool:
@@ -222,6 +237,7 @@ class ContextRun:
         began = time.perf_counter()
         for _ in range(self._requests.settings.warmup):
             self._requests.answer(batch)
+        self._captured_warming_up_ms = self.capture_ms
         return (time.perf_counter() - began) * 1e3
 
 

@@ -237,7 +237,11 @@ class Run:
             frozenset() if self.source.is_random else stop_token_ids(model, self.source.tokenizer),
             model,
             preflight.decode_graphs(
-                self.settings, model, self.attention or self.settings.attn_impl, self.pruning
+                self.settings,
+                model,
+                self.attention or self.settings.attn_impl,
+                self.pruning,
+                self.workers,
             ),
             self.workers,
         )

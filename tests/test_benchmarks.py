@@ -70,7 +70,7 @@ def test_decode_is_measured_against_the_bytes_of_a_step(run):
         *(("graph", 1), ("graph", 0.25)),
     ]
     for row in rows[:2]:
-        stored = 3 * 100 if row["keep_ratio"] == 1 else 2 * 100 + 25
+        stored = 3 * (100 if row["keep_ratio"] == 1 else 25)
         assert row["kv_gb"] == pytest.approx(stored * 2 * 2 * 2 * 16 * 4 / 1e9, rel=1e-5)
         assert row["limit_ms"] == pytest.approx(row["step_gb"] / 2 * 1e3, rel=1e-4)
         assert row["over_limit"] == pytest.approx(row["ms_per_token"] / row["limit_ms"], rel=1e-4)

@@ -7,13 +7,15 @@ import torch
 
 from kv_compression import decode_graph, methods
 from kv_compression.attention import backend
-from kv_compression.decode_graph import DecodeGraphs
+from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
 from kv_compression.generation import generate
 from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from longctx import config, models, preflight
 from longctx.config import SettingError
+from longctx.requests import Requests
 from longctx.settings import Settings
+from longctx.workers import Workers
 from tests.models import batch, tiny
 from tests.runs import run
 
@@ -41,12 +43,40 @@ def test_what_cannot_be_captured_is_said(monkeypatch):
 
 def test_a_graph_that_cannot_be_is_refused_and_auto_says_why(capsys):
     model = tiny()
-    assert preflight.decode_graphs(Settings(decode="eager"), model, "sdpa", None) is None
+    assert preflight.decode_graphs(Settings(decode="eager"), model, "sdpa", None, Workers()) is None
     assert not capsys.readouterr().err
-    assert preflight.decode_graphs(Settings(), model, "sdpa", None) is None
+    assert preflight.decode_graphs(Settings(), model, "sdpa", None, Workers()) is None
     assert "DECODE=eager, since it needs a CUDA GPU" in capsys.readouterr().err
     with pytest.raises(SettingError, match="DECODE=graph: cannot be, since the cache is pruned"):
-        preflight.decode_graphs(Settings(decode="graph"), model, "sdpa", Pruning(L2, prune_every=8))
+        preflight.decode_graphs(
+            Settings(decode="graph"), model, "sdpa", Pruning(L2, prune_every=8), Workers()
+        )
+
+
+def test_generate_refuses_a_graph_that_would_be_wrong():
+    model, (input_ids, _) = tiny(), batch([9])
+    options = {"backend": "sdpa", "max_new_tokens": 2, "graphs": DecodeGraphs(model)}
+    with pytest.raises(ValueError, match="no decode step can be captured: it needs a CUDA GPU"):
+        generate(model, input_ids, **options)
+    with pytest.raises(ValueError, match="made anew"):
+        generate(model, input_ids, kv_bits=8, **options)
+
+
+def test_auto_goes_on_without_a_graph_where_a_step_cannot_be_captured(monkeypatch, capsys):
+    requests = object.__new__(Requests)
+    requests.settings, requests.graphs = Settings(), "graphs"
+
+    def answer(batch):
+        if requests.graphs:
+            raise CannotBeCapturedError("its step cannot be captured: it asks the device")
+        return batch
+
+    monkeypatch.setattr(requests, "_answer", answer)
+    assert requests.answer(["sample"]) == ["sample"]
+    assert "DECODE=eager, since its step cannot be captured" in capsys.readouterr().err
+    requests.settings, requests.graphs = Settings(decode="graph"), "graphs"
+    with pytest.raises(CannotBeCapturedError):
+        requests.answer(["sample"])
 
 
 @pytest.mark.model

@@ -3,6 +3,8 @@
 Without a GPU Triton's interpreter runs them (tests/conftest.py), one program after the other.
 """
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from torch.nn.functional import silu
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
+from kv_compression import decode_graph
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.decode_graph import attention as decode_attention
 from kv_compression.decode_graph.attention import HeadTransform, Parts, attend
@@ -207,7 +210,10 @@ def check_products(kind, dtype, has_bias, rows):
         ("phi3", [5, 9], (4, 2), False),
     ],
 )
-def test_a_step_gives_the_tokens_of_the_eager_loop(architecture, lengths, heads, is_fused):
+def test_a_step_gives_the_tokens_of_the_eager_loop(
+    architecture, lengths, heads, is_fused, monkeypatch
+):
+    monkeypatch.setattr(decode_graph, "obstacle", lambda *_, **__: None)
     model = tiny(architecture, *heads, layers=2, vocab_size=64).to(DEVICE)
     layers = model.model.layers
     assert all(FusedLayer.fits(layer, len(lengths)) == is_fused for layer in layers)
@@ -235,3 +241,25 @@ def test_layers_of_another_kind_or_with_other_weights_are_not_fused():
     layer = model.model.layers[1]
     layer.self_attn.k_proj.bias = torch.nn.Parameter(torch.zeros(32))
     assert not FusedLayer.fits(layer, 1)
+
+
+def test_modules_that_do_more_than_their_class_are_not_fused():
+    """Adapters and offloading hang on hooks and replaced forwards, or on classes of their own."""
+    layers = tiny(layers=6).model.layers
+    layers[0].register_forward_hook(lambda *_: None)
+    layers[1].self_attn.q_proj.register_forward_pre_hook(lambda *_: None)
+    layers[2].mlp.down_proj.forward = layers[2].mlp.down_proj.forward
+    layers[3].input_layernorm.to(torch.bfloat16)
+    layers[4].mlp.up_proj = torch.nn.Sequential(layers[4].mlp.up_proj)
+    assert [FusedLayer.fits(layer, 1) for layer in layers] == [False] * 5 + [True]
+
+
+def test_nothing_of_a_model_stays_in_the_registry_of_attentions(monkeypatch):
+    monkeypatch.setattr(decode_graph, "obstacle", lambda *_, **__: None)
+    model = tiny("phi3", layers=1, vocab_size=64).to(DEVICE)
+    alive = weakref.ref(model)
+    graphs = OnHost(model)
+    generate(model, batch([5], vocab_size=64)[0], backend="sdpa", max_new_tokens=2, graphs=graphs)
+    del model, graphs
+    gc.collect()
+    assert alive() is None

@@ -163,12 +163,18 @@ def attention_function(
     AttentionInterface.register(name, function)
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
-        raise ValueError(f"{type(model).__name__} does not let its attention be chosen")
     try:
+        if model.config._attn_implementation != name:
+            raise ValueError(f"{type(model).__name__} does not let its attention be chosen")
         yield
     finally:
         model.set_attn_implementation(before)
+        # What is registered lives as long as the process, and `function` may hold a model.
+        AttentionInterface.register(name, _outside)
+
+
+def _outside(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("call the model inside `use_attention`, or choose another attention")
 
 
 def _forward(

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 _HOST_ROPE_TYPES = ("dynamic", "longrope")
 
 
+class CannotBeCapturedError(ValueError):
+    """What a model does in its decode step cannot be a graph; the message says what."""
+
+
 class DecodeGraphs:
     """The captured steps of one model, kept over its requests.
 
@@ -53,7 +57,7 @@ class DecodeGraphs:
     ) -> float:
         """Have the step for batches of this size; the ms that it took, 0 where it was there.
 
-        Arguments as of `steps`. The cache's next place is written to.
+        Arguments as of `steps`. The cache's next place is written to. Raises CannotBeCapturedError.
         """
         from kv_compression.decode_graph.step import DecodeStep
 
@@ -62,7 +66,13 @@ class DecodeGraphs:
         step = DecodeStep(self.model, len(token), self._compiled)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         step.begin(layers, token, seen_tokens)
-        capture_ms = step.capture(self._pool)
+        try:
+            capture_ms = step.capture(self._pool)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, AttributeError) as error:
+            # A model may do in its forward what no graph can hold, such as ask the device.
+            raise CannotBeCapturedError(f"its step cannot be captured: {error}") from error
         self._steps[len(token)] = step
         self.capture_ms += capture_ms
         return capture_ms
@@ -125,7 +135,7 @@ def _obstacle_of_shape(model: PreTrainedModel, batch: int) -> str | None:
     if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
         from kv_compression.decode_graph.fused_layer import FusedLayer
 
-        layers: Any = model.base_model.layers
-        if not all(FusedLayer.fits(layer, batch) for layer in layers):
+        layers: Any = getattr(model.base_model, "layers", None)
+        if layers is None or not all(FusedLayer.fits(layer, batch) for layer in layers):
             return "bitsandbytes' 8-bit products are steered by the host"
     return None

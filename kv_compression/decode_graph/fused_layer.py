@@ -2,7 +2,8 @@
 
 Norm and projections to query, key and value; attention (two kernels); output projection and
 residual; norm, gate and up; down and residual. The same function as the model's own layer up to
-rounding: sums are taken in float32 and rounded where the model rounds its products.
+rounding: sums are taken in float32 and rounded where the model rounds its products. LLM.int8()'s
+weights alone are taken otherwise: by the activations as they are, not rounded to 8 bits.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from transformers.activations import ACT2FN
 from kv_compression.decode_graph.attention import HeadTransform, attend
 from kv_compression.decode_graph.linear import MOST_ROWS, MOST_ROWS_OF_4BIT, linear
 from kv_compression.decode_graph.table import LayerTable
-from kv_compression.decode_graph.weights import Weight
+from kv_compression.decode_graph.weights import Weight, is_plain
 
 # Layers known to be: x += attention(norm(x)); x += down(silu(gate) * up)(norm(x)).
 _KNOWN = frozenset(
@@ -93,6 +94,10 @@ def _weights(layer: Any, batch: int) -> list[tuple[Weight, ...]] | None:
     if f"{kind.__module__}.{kind.__name__}" not in _KNOWN:
         return None
     attention, mlp = layer.self_attn, layer.mlp
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+    if not all(map(is_plain, (layer, attention, mlp, *norms))):
+        return None
     if type(mlp.act_fn) is not type(ACT2FN["silu"]):
         return None
     groups = []
@@ -108,4 +113,7 @@ def _weights(layer: Any, batch: int) -> list[tuple[Weight, ...]] | None:
         if len(weights) < len(group) or len(alike) > 1 or batch > most:
             return None
         groups.append(weights)
-    return groups
+    # 4-bit and int8 weights have no dtype of their own.
+    floats = [weight.data for group in groups for weight in group if weight.kind == "float"]
+    dtypes = {tensor.dtype for tensor in (*floats, *(norm.weight for norm in norms))}
+    return groups if len(dtypes) == 1 else None

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from kv_compression.decode_graph.fused_layer import FusedLayer
 from kv_compression.decode_graph.linear import MOST_ROWS, linear
 from kv_compression.decode_graph.table import LayerTable
 from kv_compression.decode_graph.weights import Weight
+from kv_compression.forwards import replaced_forwards
 from kv_compression.layer import PrunedLayer
 
 _REGISTERED_NAME = "kv_compression_step"
@@ -127,20 +128,19 @@ class DecodeStep:
     @contextmanager
     def _in_place(self) -> Iterator[None]:
         """The model attends over the table, its layers fused where that can be."""
-        with ExitStack() as stack:
-            stack.enter_context(attention_function(self.model, _REGISTERED_NAME, self._attend))
-            if self._is_fused:
-                for module, forward in self._fused():
-                    stack.enter_context(_replaced_forward(module, forward))
+        fused = self._fused() if self._is_fused else ()
+        with (
+            attention_function(self.model, _REGISTERED_NAME, self._attend),
+            replaced_forwards(fused),
+        ):
             yield
 
     def _fused(self) -> Iterator[tuple[torch.nn.Module, Callable[..., torch.Tensor]]]:
-        layers: Any = self.model.base_model.layers
-        for module in layers:
+        for module in self.model.modules():
             if (fused := FusedLayer.of(module, self._table)) is not None:
                 yield module, fused
         head = self.model.get_output_embeddings()
-        weight = Weight.of(head)
+        weight = None if head is None else Weight.of(head)
         if weight is not None and weight.kind == "float" and len(self._token) <= MOST_ROWS:
             yield head, lambda hidden: linear(hidden[:, -1], (weight,))[:, None]
 
@@ -192,15 +192,3 @@ def _register_operator() -> None:
     @operator.register_fake
     def _(q: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.empty_like(q)
-
-
-@contextmanager
-def _replaced_forward(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before

@@ -12,6 +12,12 @@ BLOCK, NESTED_BLOCK = 64, 256
 """4-bit weights that share a scale, and scales that share one: all that the kernels know."""
 
 
+def is_plain(module: torch.nn.Module) -> bool:
+    """Whether calling the module is its class's forward and nothing else."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return not hooks and "forward" not in module.__dict__
+
+
 @dataclass(frozen=True)
 class Weight:
     """(N, K) weights, stored row by row.
@@ -40,15 +46,22 @@ class Weight:
     @classmethod
     def of(cls, linear: Any) -> "Weight | None":
         """The weights of a projection; None where the kernels do not know its kind."""
-        data, bias = linear.weight, linear.bias
-        kind, shape = type(linear).__name__, (linear.out_features, linear.in_features)
-        if type(linear) is torch.nn.Linear and type(data) is torch.nn.Parameter:
+        kind = type(linear)
+        if not is_plain(linear) or not hasattr(linear, "out_features"):
+            return None
+        shape = linear.out_features, linear.in_features
+        if kind is torch.nn.Linear and type(linear.weight) is torch.nn.Parameter:
+            data, bias = linear.weight, linear.bias
             return cls("float", *shape, data, bias, data, None, data, data, data)
-        if kind == "Linear8bitLt" and data.dtype == torch.int8:
+        # Others give their classes the same names.
+        if not kind.__module__.startswith("bitsandbytes."):
+            return None
+        data, bias = linear.weight, linear.bias
+        if kind.__name__ == "Linear8bitLt" and data.dtype == torch.int8:
             # It moves from the weight to the state in the first product.
             scale = linear.state.SCB if linear.state.SCB is not None else data.SCB
             return cls("int8", *shape, data.data, bias, scale, None, scale, scale, scale)
-        if kind == "Linear4bit":
+        if kind.__name__ == "Linear4bit":
             return cls._of_4bit(data, bias)
         return None
 
