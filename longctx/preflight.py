@@ -114,7 +114,10 @@ def decode_graphs(
     pruning: Pruning | None,
     workers: Workers,
 ) -> DecodeGraphs | None:
-    """What DECODE asks for; None stands for eager. Raises SettingError."""
+    """What DECODE asks for; None stands for eager. Raises SettingError.
+
+    On a GPU a note says why `auto` is eager; elsewhere nothing else could be expected.
+    """
     if settings.decode == "eager":
         return None
     obstacle = decode_graph.obstacle(
@@ -128,7 +131,7 @@ def decode_graphs(
         return DecodeGraphs(model, compiled=settings.compile)
     if settings.decode == "graph":
         raise SettingError("DECODE", "graph", f"cannot be, since {obstacle}; use DECODE=eager")
-    if workers.is_first:
+    if workers.is_first and model.device.type == "cuda":
         notice(f"DECODE=eager, since {obstacle}")
     return None
 

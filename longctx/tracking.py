@@ -17,6 +17,7 @@ _GROUP_OF_PREFIX = {
     "prefill_ms": "latency",
     "compress_ms": "latency",
     "decode_ms": "latency",
+    "capture_ms": "latency",
     "ms_per_token": "latency",
     "tok_per_s": "throughput",
     "samples_per_s": "throughput",

@@ -41,16 +41,20 @@ def test_what_cannot_be_captured_is_said(monkeypatch):
     assert "16 channels" in decode_graph.obstacle(model)
 
 
-def test_a_graph_that_cannot_be_is_refused_and_auto_says_why(capsys):
-    model = tiny()
-    assert preflight.decode_graphs(Settings(decode="eager"), model, "sdpa", None, Workers()) is None
+def test_a_graph_that_cannot_be_is_refused_and_auto_says_why_on_a_gpu(monkeypatch, capsys):
+    model, again = tiny(), Pruning(L2, prune_every=8)
+
+    def chosen(decode, pruning=None):
+        settings = Settings(decode=decode)
+        return preflight.decode_graphs(settings, model, "sdpa", pruning, Workers())
+
+    assert chosen("eager") is chosen("auto") is None
     assert not capsys.readouterr().err
-    assert preflight.decode_graphs(Settings(), model, "sdpa", None, Workers()) is None
-    assert "DECODE=eager, since it needs a CUDA GPU" in capsys.readouterr().err
     with pytest.raises(SettingError, match="DECODE=graph: cannot be, since the cache is pruned"):
-        preflight.decode_graphs(
-            Settings(decode="graph"), model, "sdpa", Pruning(L2, prune_every=8), Workers()
-        )
+        chosen("graph", again)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    assert chosen("auto", again) is None
+    assert "DECODE=eager, since the cache is pruned again" in capsys.readouterr().err
 
 
 def test_generate_refuses_a_graph_that_would_be_wrong():

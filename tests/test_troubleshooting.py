@@ -67,6 +67,10 @@ def no_gpu(run, monkeypatch):
     run(ATTN_IMPL=None)
 
 
+def no_graph(run, monkeypatch):
+    run(DECODE="graph")
+
+
 def gated(run, monkeypatch):
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", hub_says(GatedRepoError))
     run(MODEL_ID=None)
@@ -149,6 +153,7 @@ def full_disk(run, monkeypatch):
 TROUBLES = {
     "A variable does nothing": no_effect,
     "flash2 without a GPU": no_gpu,
+    "A graph without a GPU": no_graph,
     "A gated model": gated,
     "No such model": unknown_model,
     "No network": no_network,
