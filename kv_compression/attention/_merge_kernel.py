@@ -37,18 +37,20 @@ def merge_(
     batch, heads, queries, head_dim = output.shape
     assert output.stride(3) == other.stride(3) == 1
     count = batch * heads * queries
-    _merge[(triton.cdiv(count, _ROWS),)](
-        output,
-        lse.contiguous(),
-        other,
-        other_lse.contiguous(),
-        heads,
-        queries,
-        count,
-        *output.stride()[:3],
-        *other.stride()[:3],
-        D=head_dim,
-        DP=triton.next_power_of_2(head_dim),
-        ROWS=_ROWS,
-    )
+    # Triton goes by the current device, which need not be the model's.
+    with torch.cuda.device(output.device):
+        _merge[(triton.cdiv(count, _ROWS),)](
+            output,
+            lse.contiguous(),
+            other,
+            other_lse.contiguous(),
+            heads,
+            queries,
+            count,
+            *output.stride()[:3],
+            *other.stride()[:3],
+            D=head_dim,
+            DP=triton.next_power_of_2(head_dim),
+            ROWS=_ROWS,
+        )
     return output

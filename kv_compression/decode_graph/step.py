@@ -72,7 +72,8 @@ class DecodeStep:
         """Make the graph, after `begin`, in a memory pool; returns the milliseconds it took."""
         began = time.perf_counter()
         before = self._token.clone(), self._position.clone()
-        with self._in_place():
+        # Streams, graphs and Triton go by the current device, which need not be the model's.
+        with torch.cuda.device(self._token.device), self._in_place():
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -82,11 +83,11 @@ class DecodeStep:
                     self._table.added.zero_()
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=pool):
+            with torch.cuda.graph(self._graph, pool=pool, stream=side):
                 self._advance()
         self._token.copy_(before[0])
         self._position.copy_(before[1])
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._token.device)
         return (time.perf_counter() - began) * 1e3
 
     def tokens(self, steps: int) -> Iterator[list[list[int]]]:
@@ -95,7 +96,6 @@ class DecodeStep:
         The step after the one whose tokens are read is under way by then, so the device need not
         wait for the host; where no more tokens are asked for, that step was for nothing.
         """
-        assert self._graph is not None
         self._launch(0)
         for place in range(steps):
             if place + 1 < steps:
@@ -105,9 +105,10 @@ class DecodeStep:
 
     def _launch(self, place: int) -> None:
         assert self._graph is not None
-        self._graph.replay()
-        self._host[place % 2].copy_(self._known, non_blocking=True)
-        self._ready[place % 2].record()
+        with torch.cuda.device(self._token.device):
+            self._graph.replay()
+            self._host[place % 2].copy_(self._known, non_blocking=True)
+            self._ready[place % 2].record()
 
     def _advance(self) -> None:
         """The step itself: nothing but work on the device."""
