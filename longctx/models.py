@@ -17,12 +17,9 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2Config,
 )
 from transformers.utils import logging
 
@@ -33,64 +30,11 @@ from longctx.console import notice
 from longctx.quantization import Quantization
 from longctx.redaction import reason
 from longctx.settings import Settings
+from longctx.shapes import RANDOM_SHAPES
 
 _RANDOM_PREFIX = "random/"
 # How transformers says so, of a folder and of a hub model.
 _NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")
-
-
-def _rope(theta: float) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": theta}
-
-
-# Shapes of well-known models, for speed and memory without a download.
-_RANDOM_SHAPES: dict[str, PreTrainedConfig] = {
-    "mistral-7b": MistralConfig(
-        vocab_size=32768,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=32768,
-        sliding_window=None,
-        rope_parameters=_rope(1e6),
-    ),
-    "llama-3-8b": LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-        rope_parameters=_rope(5e5),
-    ),
-    "qwen2-7b": Qwen2Config(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        max_position_embeddings=32768,
-        use_sliding_window=False,
-        tie_word_embeddings=False,
-        rope_parameters=_rope(1e6),
-    ),
-    "smollm2-135m": LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        rope_parameters=_rope(1e5),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -115,10 +59,10 @@ def find(settings: Settings) -> ModelSource:
     is_random = model_id.startswith(_RANDOM_PREFIX)
     if is_random:
         shape = model_id.removeprefix(_RANDOM_PREFIX)
-        if shape not in _RANDOM_SHAPES:
-            shapes = ", ".join(_RANDOM_PREFIX + name for name in _RANDOM_SHAPES)
+        if shape not in RANDOM_SHAPES:
+            shapes = ", ".join(_RANDOM_PREFIX + name for name in RANDOM_SHAPES)
             raise SettingError("MODEL_ID", model_id, f"the shapes are {shapes}")
-        path, config = _builtin_folder("smollm2-135m", model_id), _RANDOM_SHAPES[shape]
+        path, config = _builtin_folder("smollm2-135m", model_id), RANDOM_SHAPES[shape]
     else:
         path = _path(model_id)
         if trust_remote_code:

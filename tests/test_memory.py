@@ -21,7 +21,7 @@ from kv_compression.last_layer import last_token_alone
 from kv_compression.methods import method_class
 from kv_compression.mlp import ROWS, mlp_in_row_chunks
 from kv_compression.pruning import Pruning
-from longctx.models import _RANDOM_SHAPES
+from longctx.shapes import RANDOM_SHAPES
 
 GIB = 2**30
 
@@ -70,7 +70,7 @@ def fused(monkeypatch):
 def peak_of_prefill(name, tokens, rows=None):
     """Bytes of weights, of what is kept, and most beside the weights, of a 7B model's prefill."""
     with torch.device("meta"), torch.inference_mode():
-        config = _RANDOM_SHAPES["mistral-7b"]
+        config = RANDOM_SHAPES["mistral-7b"]
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
         weights = sum(parameter.nbytes for parameter in model.parameters())
         pruning = Pruning(method_class(name)(), 0.25, skip_layers=(0, 1))

@@ -21,7 +21,7 @@ SIZES = {
 @pytest.mark.parametrize("shape", SIZES)
 def test_random_shapes_have_the_published_number_of_parameters(shape):
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(models._RANDOM_SHAPES[shape])
+        model = AutoModelForCausalLM.from_config(models.RANDOM_SHAPES[shape])
     assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[shape]
 
 

@@ -66,5 +66,5 @@ def test_what_cannot_be_layered_is_refused_before_the_model_is_loaded():
 
 
 def test_every_shape_of_random_weights_can_be_layered():
-    for shape in models._RANDOM_SHAPES.values():
+    for shape in models.RANDOM_SHAPES.values():
         prefill.check(Settings(prefill="layered"), types.SimpleNamespace(config=shape))
