@@ -376,7 +376,7 @@ def test_report_is_a_command(tmp_path):
     done = command("logs", "-o", tmp_path / "all.csv")
     assert done.returncode == 0
     assert done.stdout.strip() == str(tmp_path / "all.csv")
-    assert "left out, no full results: logs/kvpress_indices.json" in done.stderr
+    assert "left out, no full results: logs/benchmarks/decode-batch8.json" in done.stderr
     missing = command(tmp_path / "nothing", "-o", tmp_path / "x.md")
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: path=")
