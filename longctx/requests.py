@@ -142,6 +142,8 @@ class ContextRun:
             self._note(row)
         self.warmup_ms: float | None = None
         self.wall_s = 0.0
+        # These, also where the requests give them up for eager decoding on the way.
+        self._graphs = requests.graphs
         self._captured_before_ms = self._captured_so_far_ms()
         self._captured_warming_up_ms = 0.0
 
@@ -153,7 +155,7 @@ class ContextRun:
             self._done |= set(range(place[0], sum(place)))
 
     def _captured_so_far_ms(self) -> float:
-        return self._requests.graphs.capture_ms if self._requests.graphs else 0.0
+        return self._graphs.capture_ms if self._graphs else 0.0
 
     @property
     def capture_ms(self) -> float:

@@ -1,6 +1,7 @@
 """Captured decode steps: where they can be, and on a GPU the tokens of the eager loop."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from longctx import config, models, preflight
 from longctx.config import SettingError
-from longctx.requests import Requests
+from longctx.requests import ContextRun, Requests
 from longctx.settings import Settings
 from longctx.workers import Workers
 from tests.models import batch, tiny
@@ -81,6 +82,15 @@ def test_auto_goes_on_without_a_graph_where_a_step_cannot_be_captured(monkeypatc
     requests.settings, requests.graphs = Settings(decode="graph"), "graphs"
     with pytest.raises(CannotBeCapturedError):
         requests.answer(["sample"])
+
+
+def test_what_capturing_took_is_known_after_graphs_were_given_up():
+    graphs = SimpleNamespace(capture_ms=300.0)
+    requests = SimpleNamespace(graphs=graphs)
+    context = ContextRun(requests, [], {}, [], [].append)
+    graphs.capture_ms += 50
+    requests.graphs = None
+    assert context.capture_ms == 50
 
 
 @pytest.mark.model
