@@ -69,7 +69,7 @@ TASK = Task(
     name="hotpotqa",
     settings=HotpotQASettings,
     sample=sample,
-    synthesize=partial(synthetic.two_hop, passage=passage),
+    synthesize={"synthetic": partial(synthetic.two_hop, passage=passage)},
     answer=free_text,
     score=hotpot_score,
     score_names=("em", "f1"),

@@ -167,9 +167,9 @@ def samples_by_tokens(counts: Sequence[Result], label: str | None) -> list[tuple
 
 def measure(settings: DataSettings, field: str, group_by: str | None = None) -> Result:
     """Count one field, or take its counts from the cache; with summaries. Raises SettingError."""
-    if settings.dataset_id == "synthetic":
+    if settings.dataset_id.partition("-")[0] == "synthetic":
         problem = "is written to fit each context; count a file or a hub data set"
-        raise SettingError("DATASET_ID", "synthetic", problem)
+        raise SettingError("DATASET_ID", settings.dataset_id, problem)
     source = data.find(settings.dataset_id, settings.split, settings.dataset_config)
     tokenizer = models.find_tokenizer(settings.model_id, settings.trust_remote_code)
     identity = {

@@ -1,6 +1,6 @@
 """What a script says about its data set, and its samples for each context length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,7 +10,8 @@ from longctx.config import SettingError
 from longctx.prompts import ContextTooShortError, Parts, PromptBuilder
 from longctx.settings import Settings
 
-_SYNTHETIC = "synthetic"
+# (seed, count, document_tokens, count_tokens) -> records in a data set's schema
+Synthesize = Callable[[int, int, int, Callable[[str], int]], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Task:
     sample: a record of the data set, its number and the settings -> a Sample. KeyError, TypeError,
         ValueError, IndexError and AttributeError mean that the record is not of the data set's
         schema.
-    synthesize: (seed, count, document_tokens, count_tokens) -> records of DATASET_ID=synthetic.
+    synthesize: what writes the records of each DATASET_ID that the project writes itself.
     answer: the model's text, its sample and whether the prompt was raw -> the prediction, empty
         for none.
     score: predictions and their references -> scores by name, one dict a sample.
@@ -65,7 +66,7 @@ class Task:
     name: str
     settings: type[Settings]
     sample: Callable[[dict[str, Any], int, Any], Sample]
-    synthesize: Callable[[int, int, int, Callable[[str], int]], list[dict[str, Any]]]
+    synthesize: Mapping[str, Synthesize]
     answer: Callable[[str, Sample, bool], str]
     score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
     score_names: tuple[str, ...]
@@ -82,19 +83,17 @@ def samples_by_context(
     task: Task, settings: Settings, builder: PromptBuilder
 ) -> dict[int, list[Sample]]:
     """Samples for each context length; only synthetic documents differ between lengths."""
-    if settings.dataset_id != _SYNTHETIC:
+    records_of = task.synthesize.get(settings.dataset_id)
+    if records_of is None:
         samples = _parse(task, settings, data.read(settings))
         _check_contexts(settings, builder, samples)
         return dict.fromkeys(settings.contexts, samples)
 
     def synthesize(document_tokens: int) -> list[Sample]:
-        return _parse(
-            task,
-            settings,
-            task.synthesize(
-                settings.seed, settings.n_samples, document_tokens, builder.count_tokens
-            ),
+        records = records_of(
+            settings.seed, settings.n_samples, document_tokens, builder.count_tokens
         )
+        return _parse(task, settings, records)
 
     longest_question = _check_contexts(settings, builder, synthesize(0))
     return {length: synthesize(length - longest_question) for length in settings.contexts}

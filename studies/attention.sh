@@ -2,8 +2,9 @@
 # Attention backends against the prompt's length: time and memory.
 source "$(dirname "$0")/_run.sh"
 speed_settings
-# Captured decode steps have one kernel of their own, whatever the backend.
-export DECODE=${DECODE:-eager}
+# Captured decode steps have one kernel of their own, whatever the backend; layered prefills hide
+# what a backend needs for a whole prompt.
+export DECODE=${DECODE:-eager} PREFILL=${PREFILL:-whole}
 export CONTEXTS=${CONTEXTS:-2048,4096,8192,16384,32768}
 
 for batch in ${BATCHES:-1 8}; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What pruning costs in quality: every method and ratio on every data set. NARRATIVEQA, HOTPOTQA and
-# LONGBENCH: data sets' ids, files of their schema, or `synthetic`; empty for none.
+# LONGBENCH: data sets' ids, files of their schema, or written ones; empty for none.
 source "$(dirname "$0")/_run.sh"
 export MODEL_ID=${MODEL_ID:-smollm2-135m} ATTN_IMPL=${ATTN_IMPL:-sdpa}
 export N_SAMPLES=${N_SAMPLES:-100} BATCH_SIZE=${BATCH_SIZE:-25} WARMUP=${WARMUP:-0}
@@ -23,7 +23,7 @@ methods() {
 
 lengths=${CONTEXTS:-512,1024,2048,4096}
 for scope in ${SCOPES:-context prompt}; do
-  for data in ${NARRATIVEQA-synthetic}; do
+  for data in ${NARRATIVEQA-synthetic-passkey synthetic}; do
     methods narrativeqa_eval.py "$data" "$scope" CONTEXTS="$lengths"
   done
   for data in ${HOTPOTQA-synthetic}; do

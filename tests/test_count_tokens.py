@@ -148,6 +148,7 @@ def test_later_records_may_lack_the_field_and_labels_are_texts():
         ({"GROUP_BY": "labl"}, "GROUP_BY=labl: no such field"),
         ({"N_SAMPLES": "0"}, "N_SAMPLES=0: "),
         ({"DATASET_ID": "synthetic"}, "DATASET_ID=synthetic: is written to fit each context"),
+        ({"DATASET_ID": "synthetic-passkey"}, "synthetic-passkey: is written to fit each context"),
         ({"MODEL_ID": "random/mistral-7b"}, "MODEL_ID=random/mistral-7b: is a shape without"),
     ],
 )

@@ -1,3 +1,7 @@
+import re
+
+import pytest
+
 import narrativeqa_eval
 from longctx import synthetic
 from longctx.synthetic._village import THINGS
@@ -51,10 +55,30 @@ def test_stories_name_the_sentence_that_the_answer_stands_in():
         assert any(reference.split()[-1].strip(".") in sentence for reference in sample.references)
 
 
-def test_records_are_of_narrativeqas_schema():
-    (record,) = synthetic.stories(0, 1, 100, count)
+def test_a_pass_key_is_said_once_at_its_depth_whatever_the_length():
+    records = synthetic.pass_keys(0, 20, 900, count)
+    assert records == synthetic.pass_keys(0, 20, 900, count)
+    assert records != synthetic.pass_keys(1, 20, 900, count)
+    depths = []
+    for record in records:
+        text, question = record["document"]["text"], record["question"]
+        (answer,) = record["answers"]
+        assert text.count(f" The pass key is {answer['text']}. ") == 1
+        assert re.findall(r"\d+|pass key", text) == ["pass key", answer["text"]]
+        assert 880 <= count(text) <= 900
+        place = text.index(answer["text"]) / len(text)
+        assert abs(place - question["answer_depth"]) < 0.02
+        depths.append(question["answer_depth"])
+    assert [sum(q / 4 <= d < (q + 1) / 4 for d in depths) for q in range(4)] == [5] * 4
+    short = synthetic.pass_keys(0, 20, 0, count)
+    assert [r["answers"] for r in short] == [r["answers"] for r in records]
+
+
+@pytest.mark.parametrize("make", [synthetic.stories, synthetic.pass_keys])
+def test_records_are_of_narrativeqas_schema(make):
+    (record,) = make(0, 1, 100, count)
     assert set(record) == {"document", "question", "answers"}
     assert set(record["document"]) == {
         "id", "kind", "url", "file_size", "word_count", "start", "end", "summary", "text",
     }  # fmt: skip
-    assert len(record["answers"]) == 2
+    assert record["answers"]

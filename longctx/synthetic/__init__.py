@@ -5,7 +5,7 @@ length, the answer stands at a known depth, and the question alone does not give
 """
 
 from longctx.synthetic._four_choices import four_choices
-from longctx.synthetic._stories import stories
+from longctx.synthetic._stories import pass_keys, stories
 from longctx.synthetic._two_hop import two_hop
 
-__all__ = ["four_choices", "stories", "two_hop"]
+__all__ = ["four_choices", "pass_keys", "stories", "two_hop"]

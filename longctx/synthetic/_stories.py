@@ -1,7 +1,7 @@
 """Stories in NarrativeQA's schema.
 
 People carry things between places; every story has one question, whose answer stands at a known
-depth.
+depth: where something is, or a pass key that somebody says.
 """
 
 import random
@@ -26,8 +26,8 @@ class _Plot:
     key_sentence: str
     earlier_sentence: str | None
     question: str
-    answers: tuple[str, str]
-    thing: str
+    answers: tuple[str, ...]
+    thing: str | None
     depth: float
 
 
@@ -42,21 +42,39 @@ def stories(
     A record's `question` also holds `answer_depth`, the answer's place in the story from 0 to 1,
     and `evidence`, the sentence that it stands in.
     """
+    return _records(_plot, seed, count, document_tokens, count_tokens)
+
+
+def pass_keys(
+    seed: int, count: int, document_tokens: int, count_tokens: Callable[[str], int]
+) -> list[dict[str, Any]]:
+    """`count` records as those of `stories`, each with five digits that only one sentence says.
+
+    The task of Mohtashami and Jaggi, https://arxiv.org/abs/2305.16300, in a text that does not
+    repeat itself: small models can do it, so it tells what was lost on the way.
+    """
+    return _records(_pass_key, seed, count, document_tokens, count_tokens)
+
+
+def _records(
+    plot_of: Callable[[random.Random, float], _Plot],
+    seed: int,
+    count: int,
+    document_tokens: int,
+    count_tokens: Callable[[str], int],
+) -> list[dict[str, Any]]:
     tokens_of = sentence_counter(count_tokens)
-    return [
-        _record(seed, number, depth, document_tokens, tokens_of)
-        for number, depth in enumerate(spread_depths(seed, count))
-    ]
+    records = []
+    for number, depth in enumerate(spread_depths(seed, count)):
+        rng = random.Random(f"{seed}/{number}")
+        plot = plot_of(rng, depth)
+        sentences, key_at = _tell(rng, plot, document_tokens, tokens_of)
+        records.append(_record(f"synthetic-{seed}-{number:04d}", plot, sentences, key_at))
+    return records
 
 
-def _record(
-    seed: int, number: int, depth: float, document_tokens: int, tokens_of: Callable[[str], int]
-) -> dict[str, Any]:
-    rng = random.Random(f"{seed}/{number}")
-    plot = _plot(rng, depth)
-    sentences, key_at = _tell(rng, plot, document_tokens, tokens_of)
+def _record(name: str, plot: _Plot, sentences: list[str], key_at: int) -> dict[str, Any]:
     text = " ".join(sentences)
-    name = f"synthetic-{seed}-{number:04d}"
     return {
         "document": {
             "id": name,
@@ -113,6 +131,18 @@ def _plot(rng: random.Random, depth: float) -> _Plot:
         question=f"Where was the {thing} at the end?",
         answers=(f"in the {place}", f"The {place}."),
         thing=thing,
+        depth=depth,
+    )
+
+
+def _pass_key(rng: random.Random, depth: float) -> _Plot:
+    key = str(rng.randrange(10_000, 100_000))
+    return _Plot(
+        key_sentence=f"The pass key is {key}.",
+        earlier_sentence=None,
+        question="What is the pass key?",
+        answers=(key,),
+        thing=None,
         depth=depth,
     )
 

@@ -36,7 +36,7 @@ def spread_depths(seed: int, count: int) -> list[float]:
 
 
 def everyday_life(
-    rng: random.Random, asked_thing: str, room: int, tokens_of: Callable[[str], int]
+    rng: random.Random, asked_thing: str | None, room: int, tokens_of: Callable[[str], int]
 ) -> list[str]:
     """Sentences of at most `room` tokens in all, in which the asked thing never occurs."""
     told: list[str] = []
@@ -48,7 +48,7 @@ def everyday_life(
     return told
 
 
-def _endless_life(rng: random.Random, asked_thing: str) -> Iterator[str]:
+def _endless_life(rng: random.Random, asked_thing: str | None) -> Iterator[str]:
     things = [thing for thing in THINGS if thing != asked_thing]
     place_of = {thing: rng.choice(PLACES) for thing in things}
     while True:
