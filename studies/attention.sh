@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Attention backends against the prompt's length: time and memory.
+# Attention backends against the prompt's length, with whole and layered prefills: time and memory.
 source "$(dirname "$0")/_run.sh"
 speed_settings
-# Captured decode steps have one kernel of their own, whatever the backend; layered prefills hide
-# what a backend needs for a whole prompt.
-export DECODE=${DECODE:-eager} PREFILL=${PREFILL:-whole}
+# Captured decode steps have one kernel of their own, whatever the backend.
+export DECODE=${DECODE:-eager}
 export CONTEXTS=${CONTEXTS:-2048,4096,8192,16384,32768}
 
-for batch in ${BATCHES:-1 8}; do
-  for attn in ${BACKENDS:-sdpa flash2 flex eager}; do
-    speed attention "$batch" ATTN_IMPL="$attn"
+for prefill in ${PREFILLS:-whole layered}; do
+  for batch in ${BATCHES:-1 8}; do
+    for attn in ${BACKENDS:-sdpa flash2 flex eager}; do
+      speed "attention/$prefill" "$batch" ATTN_IMPL="$attn" PREFILL="$prefill"
+    done
   done
 done | sweep

@@ -64,15 +64,27 @@ class Row:
 
 
 def attention(points: Sequence[Point]) -> "Figure":
-    """Costs of each backend against length, a row for each batch."""
-    mine = of_sweep(points, "attention")
-    return _figure(_by_batch(mine, _COSTS, lines.attention_lines), mine, "Attention backends")
+    """Costs of each backend against length, a row for each batch; whole prefills."""
+    mine = of_sweep(points, "attention/whole")
+    title = "Attention backends, whole prefill, plain decode loop"
+    return _figure(_by_batch(mine, _COSTS, lines.attention_lines), mine, title)
 
 
 def kv(points: Sequence[Point]) -> "Figure":
     """Costs of each share kept against length, a row for each batch; then those of each method."""
     mine = [point for point in points if point.sweep.startswith("kv/")]
-    rows = _by_batch(of_sweep(points, "kv/pays"), _COSTS[1:], lines.kv_lines)
+    rows = []
+    for batch, found in sorted(grouped(of_sweep(points, "kv/pays"), lambda p: p.batch).items()):
+        captured, plain = ([p for p in found if p.decode == loop] for loop in ("graph", "eager"))
+        panels = [
+            Panel(lines.kv_lines(shown, name), _LENGTH, f"{_LABELS[name]}{loop}")
+            for shown, name, loop in (
+                (captured, "ms_per_token_decode", ", captured"),
+                (plain, "ms_per_token_decode", ", plain loop"),
+                (captured, "peak_gpu_mem_gb", ""),
+            )
+        ]
+        rows.append(Row(f"batch {batch}", panels))
     for (scope, length), found in grouped(
         of_sweep(points, "kv/methods"), lambda p: (p.setting("KV_SCOPE"), p.context_tokens)
     ).items():
@@ -81,7 +93,7 @@ def kv(points: Sequence[Point]) -> "Figure":
             for name in ("compress_ms", "ms_per_token_decode")
         ]
         rows.append(Row(f"every method, KV_SCOPE={scope}, {length:,} tokens, batch 1", panels))
-    return _figure(rows, mine, "KV pruning; dashed: the plain decode loop")
+    return _figure(rows, mine, "KV pruning")
 
 
 def quantization(points: Sequence[Point]) -> "Figure":
@@ -149,7 +161,11 @@ def _figure(rows: Sequence[Row], points: Sequence[Point], title: str) -> "Figure
     caption = [title, measurements.about(points)]
     if any(panel.reference is None for row in rows for panel in row.panels):
         counts = sorted({p.summary["n_requests"] for p in points if not p.out_of_memory})
-        caption[1] += f"; bars: fastest and slowest of {' to '.join(map(str, counts))} requests"
+        caption[1] += (
+            f"; bars: fastest and slowest of {' or '.join(map(str, counts))} requests"
+            if counts[-1] > 1
+            else "; one request a point"
+        )
     if any(point.out_of_memory for point in points):
         caption[1] += "; x: out of memory"
     drawn.suptitle("\n".join(caption), fontsize=9.5)
@@ -171,10 +187,8 @@ def _panel(axis: "Axes", panel: Panel) -> None:
     for place, line in enumerate(panel.lines):
         # Side by side, so that bars and crosses at one place can be told apart.
         shift = place - (len(panel.lines) - 1) / 2
-        if panel.x_label == _KEPT:
-            aside = [x + 0.006 * shift for x, *_ in line.points]
-        else:
-            aside = [x * (1 + 0.012 * shift) for x, *_ in line.points]
+        apart = {_LENGTH: 0.012, _KEPT: 0.006}.get(panel.x_label, 0.003)
+        aside = [x + apart * shift * (1 if panel.x_label == _KEPT else x) for x, *_ in line.points]
         colour, marker = line.style
         below = [y - low for _, y, low, _ in line.points]
         above = [high - y for _, y, _, high in line.points]
@@ -214,6 +228,8 @@ def _log_scales(axis: "Axes", panel: Panel) -> None:
     reached = {x for line in panel.lines for x, *_ in line.points}
     lengths = sorted(reached | {x for line in panel.lines for x in line.out_of_memory})
     axis.set_xscale("log", base=2)
+    if len(lengths) == 1:
+        axis.set_xlim(lengths[0] / 2, lengths[0] * 2)
     axis.set_xticks(lengths, [f"{x / 1024:g}K" if x >= 1024 else f"{x:g}" for x in lengths])
     axis.xaxis.set_minor_locator(NullLocator())
     highest = [high for line in panel.lines for *_, high in line.points]

@@ -86,10 +86,10 @@ def attention_lines(points: Sequence[Point], figure: str) -> list[Line]:
 
 
 def kv_lines(points: Sequence[Point], figure: str) -> list[Line]:
-    """A line for each share kept and decode loop."""
+    """A line for each share kept."""
 
     def line_of(point: Point) -> tuple[str, Style, str]:
-        return f"{point.kept:.0%} kept, {point.decode}", KEPT[point.kept], _dashes(point)
+        return f"{point.kept:.0%} kept", KEPT[point.kept], "-"
 
     return by_length(points, figure, line_of)
 

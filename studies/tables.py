@@ -8,6 +8,7 @@ it again from the logs and compares.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -83,14 +84,15 @@ def interval(value: float, low: float, high: float) -> str:
 
 def attention(points: Sequence[Point]) -> Iterator[Block]:
     """Costs by backend; how far from SDPA's."""
-    mine = of_sweep(points, "attention")
+    mine = [point for point in points if point.sweep.startswith("attention/")]
     heads: Heads = {
+        "prefill": lambda p: p.setting("PREFILL"),
         "batch": lambda p: p.batch,
         "attention": lambda p: f"`{p.setting('ATTN_IMPL')}`",
     }
     yield f"attention: {_COSTS}", by_length(heads, mine, _itself, costs)
     against_sdpa = comparisons.pairs(
-        mine, lambda p: p.setting("ATTN_IMPL") == "sdpa", lambda p: p.batch
+        mine, lambda p: p.setting("ATTN_IMPL") == "sdpa", lambda p: (p.sweep, p.batch)
     )
     title = "attention: times sdpa's TTFT / decode / GPU peak"
     yield title, by_length(heads, list(against_sdpa), _other, cost_ratios)
@@ -111,6 +113,8 @@ def pays(points: Sequence[Point]) -> Iterator[Block]:
         rows.append([*names, *(pays_from(found, figure) for figure in figures)])
     title = "kv: the shortest length from which on every request is faster than the full cache's"
     yield title, markdown(rows[0], rows[1:])
+    title = "kv: new tokens after which faster decoding has made up for choosing what stays"
+    yield title, by_length(_LOOP | _KEPT, against_full, _other, pays_back)
 
 
 def pays_from(found: Sequence[Pair], figure: str) -> str:
@@ -121,6 +125,16 @@ def pays_from(found: Sequence[Pair], figure: str) -> str:
             break
         best = f"{pair.other.context_tokens:,}"
     return best
+
+
+def pays_back(pair: Pair) -> str:
+    """Tokens of a batch's rows until the time spent on choosing is saved; "-" for never."""
+    if not comparisons.is_faster(pair, "ms_per_token_decode"):
+        return "-"
+    full, pruned = (
+        median(point.values("ms_per_token_decode")) for point in (pair.reference, pair.other)
+    )
+    return f"{math.ceil(median(pair.other.values('compress_ms')) / (full - pruned)):,}"
 
 
 def methods(points: Sequence[Point]) -> Iterator[Block]:
@@ -242,11 +256,13 @@ def _loop(point: Point) -> tuple[int, str]:
     return point.batch, point.decode
 
 
-def blocks(folder: Path) -> dict[str, str]:
-    """All tables of the sweeps in a folder, by name."""
+def blocks(folder: Path, again: Path | None = None) -> dict[str, str]:
+    """All tables of the sweeps in a folder, by name; with the same run again, how they agree."""
     points = measurements.read(folder)
     makers = (attention, pays, methods, quantization, combined, quality)
-    made = (block for make in makers for block in make(points))
+    made = [block for make in makers for block in make(points)]
+    if again is not None:
+        made += repeats(points, measurements.read(again))
     return {name: text for name, text in made if text.count("\n") > 1}  # more than its heading
 
 
@@ -263,11 +279,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="LOGDIR of the sweeps")
     parser.add_argument("--repeat", type=Path, help="LOGDIR of the same sweeps, run again")
     arguments = parser.parse_args()
-    found = blocks(arguments.folder)
-    if arguments.repeat:
-        folders = (arguments.folder, arguments.repeat)
-        found |= dict(repeats(*map(measurements.read, folders)))
-    for name, text in found.items():
+    for name, text in blocks(arguments.folder, arguments.repeat).items():
         print(f"{name}\n\n{commented(name, text)}\n")
 
 

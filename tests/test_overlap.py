@@ -1,3 +1,5 @@
+import sys
+
 import nltk
 import pytest
 from nltk.translate.meteor_score import meteor_score
@@ -74,3 +76,11 @@ def test_without_wordnet_an_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(wordnet.WordNetMissingError, match=r"python -m longctx\.wordnet"):
         wordnet.check()
+
+
+@pytest.mark.parametrize("package", ["evaluate", "rouge_score.rouge_scorer"])
+def test_a_missing_package_is_named_with_the_way_out(monkeypatch, package):
+    overlap._metric.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"need the package {package}: pip install -r req"):
+        overlap.check()

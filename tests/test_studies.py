@@ -17,7 +17,8 @@ METHODS = ("l2", "window")
 
 def write(folder, number, scores=(0.5, 0.25), rows=None, summary=None, packed=False, **variables):
     """Results of two requests a length, with figures that are told apart by `number`."""
-    values = {"BATCH_SIZE": 1, "KV_QUANT": "none", "KEEP_RATIO": 0.5} | variables
+    defaults = {"BATCH_SIZE": 1, "KV_QUANT": "none", "KEEP_RATIO": 0.5, "PREFILL": "whole"}
+    values = defaults | variables
     measured = {
         "decode_mode": "graph",
         "compress_ms_p50": 1.5,
@@ -56,12 +57,12 @@ def write(folder, number, scores=(0.5, 0.25), rows=None, summary=None, packed=Fa
 def logs(tmp_path):
     """A sweep of each kind; eager attention runs out of memory at the longer length."""
     for number, attn in enumerate(lines.BACKENDS, start=1):
-        full = write(tmp_path / "attention", number, ATTN_IMPL=attn, packed=number == 2)
+        full = write(tmp_path / "attention/whole", number, ATTN_IMPL=attn, packed=number == 2)
         if attn == "eager":
             full["ctx_summaries"][1] |= {"n_oom": 1, "total_count": 0}
             for row in full["rows"][2:]:
                 row |= {"success": False, "oom": True}
-            (tmp_path / "attention" / f"{number}_full.json").write_text(json.dumps(full))
+            (tmp_path / "attention/whole" / f"{number}_full.json").write_text(json.dumps(full))
     for batch in (1, 8):
         at = {"BATCH_SIZE": batch}
         write(tmp_path / "kv/pays", 20 + batch, **at)
@@ -79,10 +80,10 @@ def logs(tmp_path):
 
 
 def test_a_line_is_what_the_logs_hold(logs):
-    points = measurements.of_sweep(measurements.read(logs), "attention")
+    points = measurements.of_sweep(measurements.read(logs), "attention/whole")
     found = {line.label: line for line in lines.attention_lines(points, "ttft_ms")}
     assert list(found) == list(lines.BACKENDS)
-    for file in saved.find([logs / "attention"]):
+    for file in saved.find([logs / "attention/whole"]):
         run = file[1]
         line = found[run["run_meta"]["variables"]["ATTN_IMPL"]]
         expected = []
@@ -96,8 +97,8 @@ def test_a_line_is_what_the_logs_hold(logs):
 
 
 def test_the_later_of_two_runs_of_the_same_settings_counts(logs):
-    write(logs / "attention", 9, ATTN_IMPL="sdpa")
-    points = measurements.of_sweep(measurements.read(logs), "attention")
+    write(logs / "attention/whole", 9, ATTN_IMPL="sdpa")
+    points = measurements.of_sweep(measurements.read(logs), "attention/whole")
     assert [p.median("ttft_ms") for p in points if p.setting("ATTN_IMPL") == "sdpa"] == [900, 910]
 
 
@@ -113,9 +114,9 @@ def panels_of(axis):
 @pytest.mark.parametrize(
     ("draw", "sweeps", "made", "names"),
     [
-        (figures.attention, ["attention"], lines.attention_lines, figures._COSTS),
+        (figures.attention, ["attention/whole"], lines.attention_lines, figures._COSTS),
         (figures.quantization, ["quantization"], lines.quantization_lines, figures._COSTS),
-        (figures.kv, ["kv/pays"], lines.kv_lines, figures._COSTS[1:]),
+        (figures.kv, ["kv/pays"], lines.kv_lines, ["ms_per_token_decode"]),
         (
             figures.quality,
             ["quality/narrativeqa-synthetic/context"],
@@ -147,6 +148,16 @@ def test_a_figure_draws_its_lines(logs, tmp_path, draw, sweeps, made, names):
     assert ("out of memory" in caption) == (draw is figures.attention)
 
 
+def test_plain_decode_loops_have_a_panel_of_their_own(logs):
+    write(logs / "kv/pays", 30, summary={"decode_mode": "eager"}, DECODE="eager", KV_MODE="l2")
+    drawn = figures.kv(measurements.read(logs))
+    captured, plain, memory = (panels_of(axis) for axis in drawn.get_axes()[:3])
+    assert set(captured) == set(memory) == {"100% kept", "50% kept"}
+    assert list(plain) == ["50% kept"]
+    assert {y for _, y in memory["50% kept"]} == {20.5 + 11}
+    assert "bars: fastest and slowest of 2 requests" in drawn.get_suptitle()
+
+
 def test_every_figure_is_written(logs, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["figures.py", str(logs), "-o", str(tmp_path / "assets")])
     figures.main()
@@ -162,15 +173,18 @@ def rows_of(text):
 def test_tables_hold_the_figures_and_their_ratios(logs):
     found = tables.blocks(logs)
     costs = rows_of(found[f"attention: {tables._COSTS}"])
-    assert costs[0] == ["1", "`sdpa`", "100 / 5.00 / 21.50", "110 / 5.00 / 21.50"]
-    assert costs[3] == ["1", "`eager`", "400 / 5.00 / 24.50", "out of memory"]
+    assert costs[0] == ["whole", "1", "`sdpa`", "100 / 5.00 / 21.50", "110 / 5.00 / 21.50"]
+    assert costs[3] == ["whole", "1", "`eager`", "400 / 5.00 / 24.50", "out of memory"]
     # The ratio of medians over requests, which need not be that of the summaries.
     ratios = rows_of(found["attention: times sdpa's TTFT / decode / GPU peak"])
-    assert ratios[0] == ["1", "`flash2`", "2.00 / 1.00 / -", "1.91 / 1.00 / -"]
+    assert ratios[0] == ["whole", "1", "`flash2`", "2.00 / 1.00 / -", "1.91 / 1.00 / -"]
     (title,) = (name for name in found if name.startswith("kv: times as fast"))
     assert [row[3].split(" / ")[0] for row in rows_of(found[title])] == ["2.50 [2.50, 2.50]"] * 2
     (title,) = (name for name in found if name.startswith("kv: the shortest length"))
     assert rows_of(found[title])[0] == ["1", "graph", "50%", "2,048", "2,048"]
+    (title,) = (name for name in found if name.startswith("kv: new tokens"))
+    # 1.5 ms are spent once, 3.0 ms saved with each token.
+    assert rows_of(found[title])[0] == ["1", "graph", "50%", "1", "1"]
     assert rows_of(found["quality: over all lengths"])[0][:6] == [
         "narrativeqa-synthetic/context", "`l2`", "50%", "2", "0", "0",
     ]  # fmt: skip
@@ -180,8 +194,8 @@ def test_tables_hold_the_figures_and_their_ratios(logs):
 
 def test_repeats_agree_where_their_requests_ranges_touch(logs, tmp_path):
     again = tmp_path / "again"
-    write(again / "attention", 1, ATTN_IMPL="sdpa")
-    write(again / "attention", 5, ATTN_IMPL="flash2")
+    write(again / "attention/whole", 1, ATTN_IMPL="sdpa")
+    write(again / "attention/whole", 5, ATTN_IMPL="flash2")
     points = [measurements.read(folder) for folder in (logs, again)]
     # The folder is read as part of the first, under a name of its own.
     pairs = list(comparisons.repeats(*points))

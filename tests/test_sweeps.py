@@ -75,8 +75,9 @@ def test_a_sweep_honours_the_environment_and_paths_with_spaces(tmp_path):
         "KV_MODE": "l2", "KEEP_RATIO": "0.5", "PRUNE_AFTER": "0",
     }  # fmt: skip
     lines, _ = lines_of("attention.sh", tmp_path, BATCHES="4", REQUESTS="3", BACKENDS="sdpa")
-    (cell,) = sweep.read(lines)
-    assert (cell.changes["BATCH_SIZE"], cell.changes["N_SAMPLES"]) == ("4", "12")
+    cells = sweep.read(lines)
+    assert [cell.changes["PREFILL"] for cell in cells] == ["whole", "layered"]
+    assert {(c.changes["BATCH_SIZE"], c.changes["N_SAMPLES"]) for c in cells} == {("4", "12")}
 
 
 @pytest.mark.parametrize("line", ["narrativeqa_eval.py KV_MODE", "tests/runs.py A=1", "no.py A=1"])

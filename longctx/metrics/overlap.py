@@ -16,7 +16,12 @@ SCORE_NAMES = ("meteor", "rouge1", "rougeL")
 def check() -> None:
     """Raises RuntimeError or ImportError, with the way out, when a score could not be computed."""
     wordnet.check()
-    _metric()
+    try:
+        _metric()
+    except ImportError as error:
+        raise ImportError(
+            f"METEOR and ROUGE need the package {error.name}: pip install -r requirements.txt"
+        ) from None
 
 
 def score(
