@@ -127,7 +127,8 @@ def quality(points: Sequence[Point], wanted_length: int = 1024) -> "Figure":
             Panel(lines.quality_lines(found, cost), _LABELS[cost], _SCORES[score], "full")
             for cost in ("kv_cache_gb", "tok_per_s_decode")
         ]
-        rows.append(Row(f"{data}, {n} samples, batch {found[0].batch}", panels))
+        device = found[0].meta["device"]["name"]
+        rows.append(Row(f"{data}, {n} samples, batch {found[0].batch}, {device}", panels))
     title = f"Quality at {length:,} tokens, pruned before the question is read, with 95% intervals"
     return _figure(rows, mine, title)
 

@@ -11,7 +11,7 @@ for quant in ${QUANTIZATIONS:-none bnb8 bnb4}; do
       speed quantization "$batch" QUANT_MODE="$quant" DECODE="$decode"
     done
     if [[ $quant == none ]]; then
-      for kv_quant in ${KV_FORMATS:-int8 int4}; do
+      for kv_quant in ${KV_FORMATS-int8 int4}; do
         speed quantization "$batch" KV_QUANT="$kv_quant"
       done
     fi

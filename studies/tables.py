@@ -62,10 +62,16 @@ def costs(point: Point) -> str:
 
 
 def speed_ups(pair: Pair) -> str:
-    """Of decoding, and of a whole request."""
+    """Of decoding, and of a whole request; with an interval where there are several requests."""
     ratios = pair.costs()
-    found = (ratios.get(name) for name in ("decode", "latency"))
-    texts = [interval(*comparisons.speed_up(ratio)) if ratio else "-" for ratio in found]
+    has_several = len(pair.other.rows) > 1
+    texts = []
+    for name in ("decode", "latency"):
+        if name not in ratios:
+            texts.append("-")
+            continue
+        value, *limits = comparisons.speed_up(ratios[name])
+        texts.append(interval(value, *limits) if has_several else f"{value:.2f}")
     return " / ".join(texts)
 
 

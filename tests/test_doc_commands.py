@@ -115,8 +115,13 @@ def check(command, monkeypatch):
             (sweep,) = arguments
             text = (docs.ROOT / sweep).read_text() + (docs.ROOT / "studies/_run.sh").read_text()
             assert sweep.startswith("studies/")
-            for name in command.variables:
-                assert f"${{{name}:-" in text or f"${{{name}-" in text, name
+            # A list of the sweep's own, or a setting, which reaches every run of it.
+            of_runs = {
+                name: value
+                for name, value in command.variables.items()
+                if f"${{{name}:-" not in text and f"${{{name}-" not in text
+            }
+            check_settings("narrativeqa_eval.py", of_runs)
         case "sbatch":
             file, *script = arguments
             assert docs.ROOT / file == SLURM
