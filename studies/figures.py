@@ -81,7 +81,7 @@ def kv(points: Sequence[Point]) -> "Figure":
             for shown, name, loop in (
                 (captured, "ms_per_token_decode", ", captured"),
                 (plain, "ms_per_token_decode", ", plain loop"),
-                (captured, "peak_gpu_mem_gb", ""),
+                (captured or plain, "peak_gpu_mem_gb", ""),
             )
         ]
         rows.append(Row(f"batch {batch}", panels))
