@@ -34,7 +34,17 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from context_histograms import fields
-from longctx import config, data, environment, models, preflight, results, statistics, tables
+from longctx import (
+    config,
+    data,
+    environment,
+    models,
+    preflight,
+    results,
+    statistics,
+    synthetic,
+    tables,
+)
 from longctx.config import CannotRunError, Environment, SettingError, variable
 from longctx.console import notice, printable, stderr, stdout
 from longctx.settings import PositiveInt, redefault
@@ -167,7 +177,7 @@ def samples_by_tokens(counts: Sequence[Result], label: str | None) -> list[tuple
 
 def measure(settings: DataSettings, field: str, group_by: str | None = None) -> Result:
     """Count one field, or take its counts from the cache; with summaries. Raises SettingError."""
-    if settings.dataset_id.partition("-")[0] == "synthetic":
+    if settings.dataset_id in synthetic.DATASET_IDS:
         problem = "is written to fit each context; count a file or a hub data set"
         raise SettingError("DATASET_ID", settings.dataset_id, problem)
     source = data.find(settings.dataset_id, settings.split, settings.dataset_config)

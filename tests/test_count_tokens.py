@@ -165,6 +165,14 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(run, tmp_path, capsys, variab
 
 
 @pytest.mark.model
+def test_a_file_may_be_named_as_written_data_are(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "synthetic-mine.jsonl", [{"a": "the same"}])
+    result, _ = run("synthetic-mine.jsonl", FIELD="a")
+    assert [entry["tokens"] for entry in result["counts"]] == [2]
+
+
+@pytest.mark.model
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_kinds_of_files_and_the_empty_data_set(run, builtin_tokenizer, tmp_path, suffix, capsys):
     texts = [*AWKWARD, None, "the same", "the same"]

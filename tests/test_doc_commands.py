@@ -122,6 +122,7 @@ def check(command, monkeypatch):
                 if f"${{{name}:-" not in text and f"${{{name}-" not in text
             }
             check_settings("narrativeqa_eval.py", of_runs)
+            assert not [name for name in of_runs if re.search(rf"\b{name}=", text)]
         case "sbatch":
             file, *script = arguments
             assert docs.ROOT / file == SLURM

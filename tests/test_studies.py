@@ -154,7 +154,15 @@ def test_plain_decode_loops_have_a_panel_of_their_own(logs):
     captured, plain, memory = (panels_of(axis) for axis in drawn.get_axes()[:3])
     assert set(captured) == set(memory) == {"100% kept", "50% kept"}
     assert list(plain) == ["50% kept"]
-    assert {y for _, y in memory["50% kept"]} == {20.5 + 11}
+    mine = [p for p in measurements.of_sweep(measurements.read(logs), "kv/pays") if p.batch == 1]
+    for panel, name, loop in (
+        (captured, "ms_per_token_decode", "graph"),
+        (plain, "ms_per_token_decode", "eager"),
+        (memory, "peak_gpu_mem_gb", "graph"),
+    ):
+        for line in lines.kv_lines([p for p in mine if p.decode == loop], name):
+            assert line.points
+            assert [y for _, y in panel[line.label]] == [y for _, y, *_ in line.points]
     assert "bars: fastest and slowest of 2 requests" in drawn.get_suptitle()
 
 

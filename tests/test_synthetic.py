@@ -2,6 +2,8 @@ import re
 
 import pytest
 
+import hotpotqa_eval
+import longbench_kv_eval
 import narrativeqa_eval
 from longctx import synthetic
 from longctx.synthetic._village import THINGS
@@ -74,11 +76,18 @@ def test_a_pass_key_is_said_once_at_its_depth_whatever_the_length():
     assert [r["answers"] for r in short] == [r["answers"] for r in records]
 
 
-@pytest.mark.parametrize("make", [synthetic.stories, synthetic.pass_keys])
-def test_records_are_of_narrativeqas_schema(make):
+def test_every_task_writes_data_and_all_ids_are_known():
+    scripts = (narrativeqa_eval, hotpotqa_eval, longbench_kv_eval)
+    written = [set(script.TASK.synthesize) for script in scripts]
+    assert all("synthetic" in mine for mine in written)
+    assert set.union(*written) == set(synthetic.DATASET_IDS)
+
+
+@pytest.mark.parametrize(("make", "answers"), [(synthetic.stories, 2), (synthetic.pass_keys, 1)])
+def test_records_are_of_narrativeqas_schema(make, answers):
     (record,) = make(0, 1, 100, count)
     assert set(record) == {"document", "question", "answers"}
     assert set(record["document"]) == {
         "id", "kind", "url", "file_size", "word_count", "start", "end", "summary", "text",
     }  # fmt: skip
-    assert record["answers"]
+    assert len(record["answers"]) == answers

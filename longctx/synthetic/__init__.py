@@ -8,4 +8,7 @@ from longctx.synthetic._four_choices import four_choices
 from longctx.synthetic._stories import pass_keys, stories
 from longctx.synthetic._two_hop import two_hop
 
-__all__ = ["four_choices", "pass_keys", "stories", "two_hop"]
+__all__ = ["DATASET_IDS", "four_choices", "pass_keys", "stories", "two_hop"]
+
+# The values of DATASET_ID that stand for such data.
+DATASET_IDS = ("synthetic", "synthetic-passkey")
