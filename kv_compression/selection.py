@@ -44,32 +44,32 @@ def select(
     starts: for each row the first index that holds a token; what stands before is padding, which
         is never kept. None: no padding.
     """
-    batch, heads, stored = scores.shape
-    most = max(counts)
+    stored, most = scores.shape[2], max(counts)
     if starts is not None:
         first = to_device(starts, scores.device)
         padding = torch.arange(stored, device=scores.device) < first[:, None]
         scores = scores.masked_fill(padding[:, None], -torch.inf)
-    if min(counts) == most:
-        index = _best(scores, most, most)
-    else:
-        rows = enumerate(counts)
-        index = torch.cat([_best(scores[row, None], count, most) for row, count in rows])
-    assert index.shape == (batch, heads, most)
-    return Selection(index, leading([most - count for count in counts]))
+    return Selection(_best(scores, counts), leading([most - count for count in counts]))
 
 
-def _best(scores: torch.Tensor, count: int, places: int) -> torch.Tensor:
-    """Indices of the `count` highest of (B, H, S) in the last of `places`, zeros before them.
+def _best(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Indices of the counts[b] highest of (B, H, S) in the last of max(counts), zeros before them.
 
-    Nothing is sorted: all above the lowest of the highest stay, and of those equal to it the first.
+    Nothing is sorted: what is above the lowest of the highest stays, and of what equals it the
+    first.
     """
-    lowest = scores.topk(count, sorted=False).values.amin(dim=-1, keepdim=True)
+    most = max(counts)
+    wanted = to_device(counts, scores.device)[:, None, None]
+    # What a row keeps less than another is chosen out of what is added to it, above every score.
+    added = torch.arange(most - min(counts), device=scores.device).expand(*scores.shape[:2], -1)
+    added = torch.where(added < most - wanted, torch.inf, -torch.inf)
+    lowest = torch.cat([scores, added], dim=-1).topk(most, sorted=False).values
+    lowest = lowest.amin(dim=-1, keepdim=True)
     above, equal = scores > lowest, scores == lowest
-    missing = count - above.sum(dim=-1, keepdim=True)
+    missing = wanted - above.sum(dim=-1, keepdim=True)
     kept = above | equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= missing)
     # A kept token's place among the others; all else goes to one place too many.
-    place = kept.cumsum(dim=-1).add_(places - count - 1).masked_fill_(~kept, places)
-    index = place.new_zeros(*scores.shape[:2], places + 1)
+    place = (kept.cumsum(dim=-1) + (most - 1 - wanted)).masked_fill_(~kept, most)
+    index = place.new_zeros(*scores.shape[:2], most + 1)
     tokens = torch.arange(scores.shape[-1], device=scores.device)
-    return index.scatter_(-1, place, tokens.expand_as(place))[..., :places]
+    return index.scatter_(-1, place, tokens.expand_as(place))[..., :most]

@@ -6,6 +6,8 @@ import torch
 
 from kv_compression.methods import StoredLayer
 
+_TERMS = 1024  # of a sum that one block of a GPU adds up
+
 
 @dataclass(frozen=True)
 class Method:
@@ -65,10 +67,21 @@ class Method:
         count = counted.sum(dim=2).clamp(min=1)
         mean = queries.sum(dim=2) / count
         centred = (queries - mean[:, :, None]) * counted
-        covariance = centred.transpose(2, 3) @ centred / count[..., None]
+        covariance = _sum_of_squares(centred) / count[..., None]
 
         future = positions[:, -1:] + 1 + torch.arange(self.future, device=positions.device)
         angles = layer.rotary.mean_angles(queries, future)
         mean = layer.rotary.rotate(mean[:, :, None], *angles)[:, :, 0]
         covariance = layer.rotary.rotate(covariance, *angles).transpose(2, 3)
         return mean, layer.rotary.rotate(covariance, *angles).transpose(2, 3)
+
+
+def _sum_of_squares(vectors: torch.Tensor) -> torch.Tensor:
+    """Sum over n of v_n v_n^T, (B, G, D, D), of (B, G, N, D).
+
+    By parts of N: one product of so few rows and so many terms keeps few of a GPU's cores busy.
+    """
+    whole = vectors.shape[2] // _TERMS * _TERMS
+    parts = vectors[:, :, :whole].unflatten(2, (-1, _TERMS))
+    rest = vectors[:, :, whole:]
+    return (parts.transpose(3, 4) @ parts).sum(dim=2) + rest.transpose(2, 3) @ rest
