@@ -1,5 +1,6 @@
 """Captured decode steps: where they can be, and on a GPU the tokens of the eager loop."""
 
+import gc
 import importlib.util
 from types import SimpleNamespace
 
@@ -158,6 +159,20 @@ def test_a_step_is_captured_once_and_ends_at_stop_tokens(exact_products):
         assert stopped.new_tokens == expected.new_tokens
         assert (stopped.capture_ms > 0) == (length == 40)
     assert graphs.capture_ms > 0
+
+
+@pytest.mark.gpu
+def test_captures_leave_no_memory_behind():
+    # More rows than fused layers take, so that the products are cuBLAS's, which has workspaces.
+    model, (input_ids, mask) = tiny().cuda(), batch([9] * 17)
+    left = []
+    for _ in range(4):
+        graphs = DecodeGraphs(model)
+        generate(model, input_ids, mask, backend="sdpa", max_new_tokens=4, graphs=graphs)
+        del graphs
+        gc.collect()
+        left.append(torch.cuda.memory_allocated())
+    assert left[1:] == left[:1] * 3
 
 
 @pytest.mark.gpu
