@@ -132,11 +132,12 @@ def score_differences(
             and second[key].get(name) is not None
         ]
         if pairs:
-            differences.append(_difference(name, pairs, seed))
+            differences.append(difference(name, pairs, seed))
     return differences
 
 
-def _difference(name: str, pairs: Sequence[tuple[float, float]], seed: int) -> ScoreDifference:
+def difference(name: str, pairs: Sequence[tuple[float, float]], seed: int) -> ScoreDifference:
+    """Of the scores of a reference and another run, a pair for each of one or more samples."""
     count = len(pairs)
     if {score for pair in pairs for score in pair} <= {0, 1}:
         gains, losses = (sum(pair == wanted for pair in pairs) for wanted in ((0, 1), (1, 0)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from longctx import paired
@@ -31,6 +32,29 @@ class Pair:
         length, name = self.other.context_tokens, SCORES[self.other.meta["task"]]
         found = paired.score_differences(self.reference.run, self.other.run, length, _SEED)
         return next((difference for difference in found if difference.name == name), None)
+
+
+def over_lengths(found: Sequence[Pair]) -> ScoreDifference | None:
+    """What the task's score differs by over several lengths; None where it was not measured.
+
+    Each sample counts once, by its mean over the lengths at which both runs answered it: its
+    prompts are cut out of one text, so they are not independent.
+    """
+    if not found:
+        return None
+    name = SCORES[found[0].other.meta["task"]]
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for pair in found:
+        first, second = (
+            paired.samples_at(point.run, point.context_tokens)
+            for point in (pair.reference, pair.other)
+        )
+        for key in first:
+            before, after = first[key].get(name), second.get(key, {}).get(name)
+            if before is not None and after is not None:
+                scores.setdefault(key, []).append((before, after))
+    means = [(fmean(b for b, _ in mine), fmean(a for _, a in mine)) for mine in scores.values()]
+    return paired.difference(name, means, _SEED) if means else None
 
 
 def pairs(
@@ -66,7 +90,7 @@ def is_seen(difference: ScoreDifference) -> int:
 
 
 def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Pair]:
-    """Points of two folders that were made by the same settings at the same length."""
+    """Points of two folders: the same settings, samples, device and length."""
     first = {_identity(point): point for point in points}
     for point in again:
         if _identity(point) in first:
@@ -74,7 +98,8 @@ def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Pair]:
 
 
 def _identity(point: Point) -> Any:
-    return point.sweep, point.context_tokens, point.meta["fingerprint"]
+    about = point.meta["task"], point.meta["data_fingerprint"], point.meta["device"]["name"]
+    return point.sweep, point.context_tokens, point.settings, about
 
 
 def agree(pair: Pair, figure: str) -> bool:

@@ -36,7 +36,6 @@ _LABELS = {
     "peak_gpu_mem_gb": "GPU peak, GB",
     "compress_ms": "choosing what stays, ms",
     "kv_cache_gb": "KV cache of a batch, GB",
-    "tok_per_s_decode": "decode, tokens/s of the batch",
 }
 _SCORES = {"meteor": "METEOR", "f1": "F1", "em": "exact match"}
 _LENGTH, _KEPT = "prompt, tokens", "share of the cache kept"
@@ -109,26 +108,34 @@ def quantization(points: Sequence[Point]) -> "Figure":
     return _figure(rows, [*mine, *together], title)
 
 
-def quality(points: Sequence[Point], wanted_length: int = 1024) -> "Figure":
-    """Each task's score against the cache's size and decode speed; a row for each data set.
+def quality(
+    points: Sequence[Point], wanted_length: int = 1024, data: Sequence[str] = ()
+) -> "Figure":
+    """Each task's score against the cache's size and a step's time; a row for each data set.
 
     Pruned before the question is read, at that length of all data sets that is next to the one
-    wanted.
+    wanted. data: names of their folders; all where there are none.
     """
-    mine = [p for p in points if p.sweep.startswith("quality/") and p.sweep.endswith("/context")]
+    mine = [
+        point
+        for point in points
+        if point.sweep.startswith("quality/")
+        and point.sweep.endswith("/context")
+        and (not data or point.sweep.split("/")[1] in data)
+    ]
     lengths = ({p.context_tokens for p in ps} for ps in grouped(mine, lambda p: p.sweep).values())
     length = min(set.intersection(*lengths), key=lambda known: abs(known - wanted_length))
     mine = [point for point in mine if point.context_tokens == length]
     rows = []
-    for data, found in grouped(mine, lambda point: point.sweep.split("/")[1]).items():
+    for name, found in grouped(mine, lambda point: point.sweep.split("/")[1]).items():
         score = SCORES[found[0].meta["task"]]
         n = found[0].summary["total_count"]
         panels = [
             Panel(lines.quality_lines(found, cost), _LABELS[cost], _SCORES[score], "full")
-            for cost in ("kv_cache_gb", "tok_per_s_decode")
+            for cost in ("kv_cache_gb", "ms_per_token_decode")
         ]
         device = found[0].meta["device"]["name"]
-        rows.append(Row(f"{data}, {n} samples, batch {found[0].batch}, {device}", panels))
+        rows.append(Row(f"{name}, {n} samples, batch {found[0].batch}, {device}", panels))
     title = f"Quality at {length:,} tokens, pruned before the question is read, with 95% intervals"
     return _figure(rows, mine, title)
 
@@ -256,6 +263,12 @@ def main() -> None:
     parser.add_argument(
         "--quality-length", type=int, default=1024, help="prompts of the quality figure, in tokens"
     )
+    parser.add_argument(
+        "--quality-data",
+        type=lambda names: names.split(","),
+        default=[],
+        help="data sets of the quality figure, by their folders; all where left out",
+    )
     arguments = parser.parse_args()
     points = measurements.read(arguments.folder)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -266,7 +279,7 @@ def main() -> None:
         (
             "quality_tradeoff.png",
             "quality/",
-            partial(quality, wanted_length=arguments.quality_length),
+            partial(quality, wanted_length=arguments.quality_length, data=arguments.quality_data),
         ),
     ):
         if any(point.sweep.startswith(sweeps) for point in points):

@@ -39,6 +39,12 @@ class Point:
         return self.meta["variables"].get(name)
 
     @property
+    def settings(self) -> str:
+        """What was set, as text that is equal for runs of the same settings."""
+        variables = self.meta["variables"].items()
+        return json.dumps({name: value for name, value in variables if name not in _NOT_TOLD})
+
+    @property
     def context_tokens(self) -> int:
         """The context length."""
         return int(self.summary["context_tokens"])
@@ -100,12 +106,10 @@ def read(folder: Path) -> list[Point]:
     """
     latest: dict[Any, Point] = {}
     for path, run in saved.find([folder]):
-        variables = run["run_meta"]["variables"]
-        told = {name: value for name, value in variables.items() if name not in _NOT_TOLD}
         sweep = path.parent.relative_to(folder).as_posix()
         for summary in run["ctx_summaries"]:
             point = Point(sweep, run, summary)
-            key = sweep, run["run_meta"]["task"], json.dumps(told), point.context_tokens
+            key = sweep, point.meta["task"], point.settings, point.context_tokens
             if key not in latest or _made(latest[key]) <= _made(point):
                 latest[key] = point
     return sorted(latest.values(), key=lambda point: (point.context_tokens, _made(point)))

@@ -17,14 +17,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from longctx.paired import ScoreDifference
-from longctx.tables import figure, label, markdown
-from studies import comparisons, measurements
+from longctx.tables import figure, markdown
+from studies import comparisons, measurements, scores
 from studies.comparisons import Pair
 from studies.measurements import Point, grouped, of_sweep
+from studies.scores import Block
 
 Heads = dict[str, Callable[[Point], Any]]
-Block = tuple[str, str]  # name, Markdown
 
 
 def _kept(point: Point) -> str:
@@ -58,6 +57,15 @@ def costs(point: Point) -> str:
     if point.out_of_memory:
         return "out of memory"
     measured = (("ttft_ms", 0), ("ms_per_token_decode", 2), ("peak_gpu_mem_gb", 2))
+    return " / ".join(figure(point.median(name), decimals) for name, decimals in measured)
+
+
+def choosing_costs(point: Point) -> str:
+    """Time spent on choosing what stays, and what it is part of or buys.
+
+    Not memory: it goes by the share kept.
+    """
+    measured = (("compress_ms", 1), ("ttft_ms", 0), ("ms_per_token_decode", 2))
     return " / ".join(figure(point.median(name), decimals) for name, decimals in measured)
 
 
@@ -146,25 +154,26 @@ def pays_back(pair: Pair) -> str:
 def methods(points: Sequence[Point]) -> Iterator[Block]:
     """What choosing the tokens costs, by method."""
     heads: Heads = {"scope": lambda p: p.setting("KV_SCOPE"), "method": lambda p: f"`{p.method}`"}
-    for length, mine in grouped(of_sweep(points, "kv/methods"), _length).items():
+    ordered = sorted(
+        of_sweep(points, "kv/methods"),
+        key=lambda p: (p.setting("KV_SCOPE"), not _is_full(p), p.method),
+    )
+    for length, mine in grouped(ordered, _length).items():
         kept = sorted({p.kept for p in mine}, reverse=True)
         rows: list[list[str]] = [[*heads, *(f"{share:.0%}" for share in kept)]]
         for names, found in grouped(mine, lambda p: tuple(h(p) for h in heads.values())).items():
-            cells = {p.kept: f"{figure(p.median('compress_ms'), 1)} / {costs(p)}" for p in found}
+            cells = {p.kept: choosing_costs(p) for p in found}
             rows.append([*names, *(cells.get(share, "") for share in kept)])
-        yield f"kv methods, {length:,} tokens: compress ms / {_COSTS}", markdown(rows[0], rows[1:])
+        title = f"kv methods, {length:,} tokens: compress ms / TTFT ms / decode ms per token, p50"
+        yield title, markdown(rows[0], rows[1:])
 
 
 def quantization(points: Sequence[Point]) -> Iterator[Block]:
     """Costs by format of the weights and of the cache; how far from those of plain weights."""
     heads = _LOOP | {"weights": lambda p: p.weights, "cache": lambda p: p.setting("KV_QUANT")}
-    mine = sorted(of_sweep(points, "quantization"), key=_loop)
+    mine = sorted(of_sweep(points, "quantization"), key=lambda p: (_loop(p), not _is_plain(p)))
     yield f"quantization: {_COSTS}", by_length(heads, mine, _itself, costs)
-    against_plain = comparisons.pairs(
-        mine,
-        lambda p: p.setting("QUANT_MODE") == "none" and p.setting("KV_QUANT") == "none",
-        _loop,
-    )
+    against_plain = comparisons.pairs(mine, _is_plain, _loop)
     title = "quantization: times the TTFT / decode / GPU peak of plain weights and cache"
     yield title, by_length(heads, list(against_plain), _other, cost_ratios)
 
@@ -175,71 +184,62 @@ def combined(points: Sequence[Point]) -> Iterator[Block]:
     yield f"combined: {_COSTS}", by_length(heads, of_sweep(points, "combined"), _itself, costs)
 
 
-def quality(points: Sequence[Point]) -> Iterator[Block]:
-    """Scores by method and share; where a loss or a gain is seen; both counted."""
-    mine = [point for point in points if point.sweep.startswith("quality/")]
-    pairs = comparisons.pairs(mine, _is_full, lambda point: point.sweep)
-    found = [(pair.other, score) for pair in pairs if (score := pair.score()) is not None]
-    for (sweep, length), here in grouped(found, lambda d: (d[0].sweep, _length(d[0]))).items():
-        score = here[0][1]
-        title = f"{sweep}, {length:,} tokens: {score.name} {score.reference:.3f}, n = {score.n}"
-        yield f"{title}; what the share kept changes, 95% in pairs", _differences(here)
-    heading = ["kept", "comparisons", "losses seen", "gains seen", "largest loss"]
-    rows: list[list[str]] = [["data", "method", *heading]]
-    for key, here in grouped(
-        found, lambda d: (d[0].sweep.removeprefix("quality/"), f"`{d[0].method}`", _kept(d[0]))
-    ).items():
-        seen = [comparisons.is_seen(score) for _, score in here]
-        worst = min((score for _, score in here), key=lambda score: score.other - score.reference)
-        counts = map(str, (len(here), seen.count(-1), seen.count(1)))
-        rows.append([*key, *counts, _difference(worst)])
-    yield "quality: over all lengths", markdown(rows[0], rows[1:])
-
-
-def _differences(here: Sequence[tuple[Point, ScoreDifference]]) -> str:
-    shares = sorted({point.kept for point, _ in here}, reverse=True)
-    rows: list[list[str]] = [["method", *(f"{share:.0%}" for share in shares)]]
-    for method, mine in grouped(here, lambda d: d[0].method).items():
-        cells = {point.kept: _difference(score) for point, score in mine}
-        rows.append([f"`{method}`", *(cells.get(share, "") for share in shares)])
-    return markdown(rows[0], rows[1:])
-
-
-def _difference(score: ScoreDifference) -> str:
-    text = f"{score.other - score.reference:+.3f}"
-    if score.interval is not None:
-        text += f" [{score.interval[0]:+.3f}, {score.interval[1]:+.3f}]"
-    return f"**{text}**" if comparisons.is_seen(score) else text
-
-
 def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Block]:
-    """Cells that were run twice: ranges over requests, whether they touch, and the medians' ratio.
+    """Cells that were run twice: the second run's times over the first's, and what is the same.
 
-    The largest of these ratios is what two runs differ by anyhow.
+    These ratios are what two runs differ by anyhow.
     """
-    names = ("ttft_ms", "ms_per_token_decode")
-    rows: list[list[str]] = [["run", "tokens", *names, "same answers"]]
-    for pair in comparisons.repeats(points, again):
-        sides = (pair.reference, pair.other)
-        outputs = [[s["output"] for row in side.rows for s in row["samples"]] for side in sides]
-        same = sum(first == second for first, second in zip(*outputs, strict=False))
-        meta = pair.other.meta
-        run = f"{pair.other.sweep}: {label(meta)}, batch {pair.other.batch}, {pair.other.decode}"
-        figures = (_repeated(pair, name) for name in names)
-        rows.append([run, f"{_length(pair.other):,}", *figures, f"{same} of {len(outputs[0])}"])
+    found = list(comparisons.repeats(points, again))
+    lengths = sorted({_length(pair.other) for pair in found})
+    headings = ("sweep", "attention", "batch", "decode")
+    rows: list[list[str]] = [
+        [*headings, *(f"{length:,}" for length in lengths), "ranges touch", "same answers"]
+    ]
+    for key, mine in grouped(found, lambda pair: _repeated_heads(pair.other)).items():
+        at = grouped(mine, lambda pair: _length(pair.other))
+        times = [" / ".join(_ratios(at.get(n, []), name) for name in _TIMES) for n in lengths]
+        touch = " / ".join(_touching(mine, name) for name in _TIMES)
+        same = [same for pair in mine for same in _same_answers(pair)]
+        rows.append([*key, *times, touch, f"{sum(same)} of {len(same)}"])
     yield (
-        "repeats: fastest to slowest request of both runs, ratio of medians",
+        "repeats: TTFT / decode time a token, times the first run's; requests' ranges that touch",
         markdown(rows[0], rows[1:]),
     )
 
 
-def _repeated(pair: Pair, name: str) -> str:
-    first, second = pair.reference.values(name), pair.other.values(name)
-    if not first or not second:
+_TIMES = ("ttft_ms", "ms_per_token_decode")
+
+
+def _repeated_heads(point: Point) -> tuple[str, ...]:
+    return point.sweep, f"`{point.setting('ATTN_IMPL')}`", str(point.batch), point.decode
+
+
+def _ratios(found: Sequence[Pair], name: str) -> str:
+    """The least and the most of the ratios of medians; "-" where nothing was measured."""
+    ratios = [
+        median(second) / median(first)
+        for pair in found
+        if (first := pair.reference.values(name)) and (second := pair.other.values(name))
+    ]
+    if not ratios:
         return "-"
-    ranges = ", ".join(f"{min(v):,.1f} to {max(v):,.1f}" for v in (first, second))
-    verdict = "agree" if comparisons.agree(pair, name) else "differ"
-    return f"{ranges}: {verdict}, {median(second) / median(first):.2f} times"
+    ends = sorted({f"{min(ratios):.2f}", f"{max(ratios):.2f}"})
+    return " to ".join(ends)
+
+
+def _touching(found: Sequence[Pair], name: str) -> str:
+    """Of the cells with several requests; one has no range."""
+    ranges = [p for p in found if min(len(q.values(name)) for q in (p.reference, p.other)) > 1]
+    agreeing = sum(comparisons.agree(pair, name) for pair in ranges)
+    return f"{agreeing} of {len(ranges)}" if ranges else "-"
+
+
+def _same_answers(pair: Pair) -> list[bool]:
+    outputs = [
+        [sample["output"] for row in point.rows for sample in row["samples"]]
+        for point in (pair.reference, pair.other)
+    ]
+    return [first == second for first, second in zip(*outputs, strict=False)]
 
 
 def _itself(point: Point) -> Point:
@@ -258,6 +258,10 @@ def _is_full(point: Point) -> bool:
     return point.method == "full"
 
 
+def _is_plain(point: Point) -> bool:
+    return point.setting("QUANT_MODE") == "none" and point.setting("KV_QUANT") == "none"
+
+
 def _loop(point: Point) -> tuple[int, str]:
     return point.batch, point.decode
 
@@ -265,7 +269,7 @@ def _loop(point: Point) -> tuple[int, str]:
 def blocks(folder: Path, again: Path | None = None) -> dict[str, str]:
     """All tables of the sweeps in a folder, by name; with the same run again, how they agree."""
     points = measurements.read(folder)
-    makers = (attention, pays, methods, quantization, combined, quality)
+    makers = (attention, pays, methods, quantization, combined, scores.blocks)
     made = [block for make in makers for block in make(points)]
     if again is not None:
         made += repeats(points, measurements.read(again))

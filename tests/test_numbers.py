@@ -1,6 +1,7 @@
 """Every number in the results of README and docs/results.md is found in a committed log."""
 
 import re
+from functools import cache
 
 import pytest
 
@@ -12,6 +13,12 @@ RESULTS = docs.ROOT / "docs" / "results.md"
 _TABLE = re.compile(r"^\|.*\|\n\|[-| :]+\|\n((?:\|.*\|\n)+)", re.M)
 _STUDY = re.compile(r"<!-- study: (.+?) -->\n(.*?)\n<!-- end of study -->", re.S)
 STUDIES, AGAIN = (docs.ROOT / "logs" / name for name in ("studies", "studies-again"))
+
+
+@cache
+def made():
+    """The study's tables, by name."""
+    return tables.blocks(STUDIES, AGAIN)
 
 
 def results_of(document):
@@ -43,7 +50,7 @@ def test_the_numbers_of_tables_are_in_the_logs_named_before_them(document):
 
 def test_the_numbers_of_the_readmes_sentences_are_in_some_log_that_it_names():
     section = results_of(README)
-    tables_there = [text for _, text in _STUDY.findall(section + RESULTS.read_text())]
+    tables_there = map("\n".join, _STUDY.findall(section + RESULTS.read_text()))
     logs = numbers.logs_named(section + RESULTS.read_text())
     pool = set().union(*map(numbers.held, logs))
     pool |= {float(n.replace(",", "")) for text in tables_there for n in numbers.printed(text)}
@@ -55,10 +62,8 @@ def test_the_numbers_of_the_readmes_sentences_are_in_some_log_that_it_names():
 
 @pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
 def test_the_studys_tables_are_those_of_its_logs(document):
-    shown = _STUDY.findall(document.read_text())
-    made = tables.blocks(STUDIES, AGAIN) if shown else {}
-    for name, text in shown:
-        assert text == made[name]
+    for name, text in _STUDY.findall(document.read_text()):
+        assert text == made()[name]
 
 
 def test_a_number_that_is_not_there_is_found_out():
