@@ -27,15 +27,9 @@ class Pair:
         ratios = paired.cost_ratios(self.reference.run, self.other.run, length, _SEED)
         return {ratio.name: ratio for ratio in ratios}
 
-    def score(self) -> ScoreDifference | None:
-        """What the task's score differs by; None where it was not measured."""
-        length, name = self.other.context_tokens, SCORES[self.other.meta["task"]]
-        found = paired.score_differences(self.reference.run, self.other.run, length, _SEED)
-        return next((difference for difference in found if difference.name == name), None)
 
-
-def over_lengths(found: Sequence[Pair]) -> ScoreDifference | None:
-    """What the task's score differs by over several lengths; None where it was not measured.
+def score(found: Sequence[Pair]) -> ScoreDifference | None:
+    """What the task's score differs by at one length or over several; None where there is none.
 
     Each sample counts once, by its mean over the lengths at which both runs answered it: its
     prompts are cut out of one text, so they are not independent.

@@ -1,63 +1,63 @@
 """The study's tables of scores: what pruning changes, by data set, method and share kept."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from longctx.paired import ScoreDifference
 from longctx.tables import markdown
 from studies import comparisons
+from studies.comparisons import Pair
 from studies.measurements import Point, grouped
 
 Block = tuple[str, str]  # name, Markdown
+Scored = tuple[Point, ScoreDifference]
 
 
 def blocks(points: Sequence[Point]) -> Iterator[Block]:
     """Scores by method and share, over all lengths and at each; how many losses are seen."""
     mine = [point for point in points if point.sweep.startswith("quality/")]
-    found = list(
-        comparisons.pairs(mine, lambda point: point.method == "full", lambda point: point.sweep)
-    )
-    seen: list[tuple[str, float, int]] = []
+    found = list(comparisons.pairs(mine, lambda p: p.method == "full", lambda p: p.sweep))
+    over_lengths = {}
     for sweep, here in grouped(found, lambda pair: pair.other.sweep).items():
         same = grouped(here, lambda pair: (pair.other.method, pair.other.kept)).values()
-        known = [
-            (cell[0].other, score)
-            for cell in same
-            if (score := comparisons.over_lengths(cell)) is not None
-        ]
-        if known:
-            yield _table(sweep, "all lengths", known)
-        name = sweep.removeprefix("quality/")
-        seen += [(name, point.kept, comparisons.is_seen(score)) for point, score in known]
-    shares = sorted({share for _, share, _ in seen}, reverse=True)
+        if scored := _scored(same):
+            over_lengths[sweep.removeprefix("quality/")] = scored
+            yield _table(sweep, "all lengths", scored)
+    if over_lengths:
+        title = "quality: losses / gains seen over all lengths, of the methods"
+        yield title, _overview(over_lengths)
+    for length, at in grouped(found, lambda pair: pair.other.context_tokens).items():
+        for sweep, here in grouped(at, lambda pair: pair.other.sweep).items():
+            if scored := _scored([pair] for pair in here):
+                yield _table(sweep, f"{length:,} tokens", scored)
+
+
+def _scored(cells: Iterable[Sequence[Pair]]) -> list[Scored]:
+    scores = ((cell[0].other, comparisons.score(cell)) for cell in cells)
+    return [(point, score) for point, score in scores if score is not None]
+
+
+def _overview(found: Mapping[str, Sequence[Scored]]) -> str:
+    """By data set and in all, of each share kept: losses and gains among the methods."""
+    everything = [scored for mine in found.values() for scored in mine]
+    shares = sorted({point.kept for point, _ in everything}, reverse=True)
     rows = [["data", *(f"{share:.0%}" for share in shares)]]
-    for name in (*sorted({name for name, _, _ in seen}), "all"):
-        here_seen = [found for found in seen if name in (found[0], "all")]
-        rows.append(
-            [name, *(_counts(s for _, kept, s in here_seen if kept == share) for share in shares)]
-        )
-    yield (
-        "quality: losses / gains seen over all lengths, of the methods",
-        markdown(rows[0], rows[1:]),
-    )
-    for (sweep, length), here in grouped(
-        found, lambda p: (p.other.sweep, p.other.context_tokens)
-    ).items():
-        if at := [(p.other, score) for p in here if (score := p.score()) is not None]:
-            yield _table(sweep, f"{length:,} tokens", at)
+    for name, mine in (*sorted(found.items()), ("all", everything)):
+        rows.append([name, *(_counts(mine, share) for share in shares)])
+    return markdown(rows[0], rows[1:])
 
 
-def _counts(seen: Iterable[int]) -> str:
-    found = list(seen)
-    return f"{found.count(-1)} / {found.count(1)} of {len(found)}"
+def _counts(found: Sequence[Scored], share: float) -> str:
+    seen = [comparisons.is_seen(score) for point, score in found if point.kept == share]
+    return f"{seen.count(-1)} / {seen.count(1)} of {len(seen)}"
 
 
-def _table(sweep: str, lengths: str, here: Sequence[tuple[Point, ScoreDifference]]) -> Block:
+def _table(sweep: str, lengths: str, here: Sequence[Scored]) -> Block:
     score = here[0][1]
     title = f"{sweep}, {lengths}: {score.name} {score.reference:.3f}, n = {score.n}"
     return f"{title}; what the share kept changes, 95% in pairs", _differences(here)
 
 
-def _differences(here: Sequence[tuple[Point, ScoreDifference]]) -> str:
+def _differences(here: Sequence[Scored]) -> str:
     shares = sorted({point.kept for point, _ in here}, reverse=True)
     rows: list[list[str]] = [["method", *(f"{share:.0%}" for share in shares)]]
     for method, mine in grouped(here, lambda d: d[0].method).items():
