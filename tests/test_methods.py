@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kv_compression import methods
 from kv_compression.generation import generate
-from kv_compression.methods import StoredLayer, method_class
+from kv_compression.methods import StoredLayer, expected_attention, method_class
 from kv_compression.pruning import Pruning
 from kv_compression.rotary import Rotary
 from tests.models import CONFIGS, batch, tiny
@@ -130,7 +130,9 @@ def rotation(position, head_dim=8, theta=10_000):
     return matrix
 
 
-def test_expected_attention_by_definition():
+@pytest.mark.parametrize("terms", [1024, 30, 10, 7])
+def test_expected_attention_by_definition(terms, monkeypatch):
+    monkeypatch.setattr(expected_attention, "_TERMS", terms)  # parts of the covariances' sums
     stored, sinks, future = 30, 3, 7
     layer = layer_of(stored)
     scores = method_class("expected_attention")(future=future, sinks=sinks).score(layer)
