@@ -1,4 +1,5 @@
 import os
+import signal
 
 # Two workers on two cores: more threads would only wait for each other. Set before torch is
 # imported, and for the processes that tests start: sums in another order could mean other tokens.
@@ -10,6 +11,10 @@ from transformers import AutoTokenizer
 
 from longctx import builtin
 from tests.models import tiny
+
+# A shell without job control starts what is in its background with Ctrl-C ignored, and the
+# processes that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not torch.cuda.is_available():
     # Before anything imports Triton: its interpreter runs the decode kernels here.
