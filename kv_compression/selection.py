@@ -60,11 +60,13 @@ def _best(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """
     most = max(counts)
     wanted = to_device(counts, scores.device)[:, None, None]
-    # What a row keeps less than another is chosen out of what is added to it, above every score.
-    added = torch.arange(most - min(counts), device=scores.device).expand(*scores.shape[:2], -1)
-    added = torch.where(added < most - wanted, torch.inf, -torch.inf)
-    lowest = torch.cat([scores, added], dim=-1).topk(most, sorted=False).values
-    lowest = lowest.amin(dim=-1, keepdim=True)
+    candidates = scores
+    if fewer := most - min(counts):
+        # What a row keeps less than another is chosen out of what is added, above every score.
+        added = torch.arange(fewer, device=scores.device).expand(*scores.shape[:2], -1)
+        added = torch.where(added < most - wanted, torch.inf, -torch.inf)
+        candidates = torch.cat([scores, added], dim=-1)
+    lowest = candidates.topk(most, sorted=False).values.amin(dim=-1, keepdim=True)
     above, equal = scores > lowest, scores == lowest
     missing = wanted - above.sum(dim=-1, keepdim=True)
     kept = above | equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= missing)
