@@ -124,16 +124,21 @@ def score_differences(
     first, second = (samples_at(run, context_tokens) for run in (reference, other))
     differences = []
     for name in reference["run_meta"]["score_names"]:
-        pairs = [
-            (first[key][name], second[key][name])
-            for key in first
-            if key in second
-            and first[key].get(name) is not None
-            and second[key].get(name) is not None
-        ]
+        pairs = score_pairs(first, second, name)
         if pairs:
-            differences.append(difference(name, pairs, seed))
+            differences.append(difference(name, list(pairs.values()), seed))
     return differences
+
+
+def score_pairs(
+    first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]], name: str
+) -> dict[str, tuple[float, float]]:
+    """A score in two runs' `samples_at`, by the ids of the samples that have it in both."""
+    return {
+        key: (first[key][name], second[key][name])
+        for key in first
+        if key in second and first[key].get(name) is not None and second[key].get(name) is not None
+    }
 
 
 def difference(name: str, pairs: Sequence[tuple[float, float]], seed: int) -> ScoreDifference:

@@ -31,11 +31,10 @@ class Pair:
 def score(found: Sequence[Pair]) -> ScoreDifference | None:
     """What the task's score differs by at one length or over several; None where there is none.
 
+    found: one or more, of the same two settings.
     Each sample counts once, by its mean over the lengths at which both runs answered it: its
     prompts are cut out of one text, so they are not independent.
     """
-    if not found:
-        return None
     name = SCORES[found[0].other.meta["task"]]
     scores: dict[str, list[tuple[float, float]]] = {}
     for pair in found:
@@ -43,10 +42,8 @@ def score(found: Sequence[Pair]) -> ScoreDifference | None:
             paired.samples_at(point.run, point.context_tokens)
             for point in (pair.reference, pair.other)
         )
-        for key in first:
-            before, after = first[key].get(name), second.get(key, {}).get(name)
-            if before is not None and after is not None:
-                scores.setdefault(key, []).append((before, after))
+        for key, both in paired.score_pairs(first, second, name).items():
+            scores.setdefault(key, []).append(both)
     means = [(fmean(b for b, _ in mine), fmean(a for _, a in mine)) for mine in scores.values()]
     return paired.difference(name, means, _SEED) if means else None
 

@@ -271,6 +271,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     points = measurements.read(arguments.folder)
+    known = {p.sweep.split("/")[1] for p in points if p.sweep.startswith("quality/")}
+    if unknown := set(arguments.quality_data) - known:
+        parser.error(
+            f"--quality-data={','.join(sorted(unknown))}: there are {', '.join(sorted(known))}"
+        )
     arguments.output.mkdir(parents=True, exist_ok=True)
     for name, sweeps, draw in (
         ("attention_results.png", "attention", attention),

@@ -54,10 +54,7 @@ def by_length(
 
 def costs(point: Point) -> str:
     """Time to the first token, time a token and memory."""
-    if point.out_of_memory:
-        return "out of memory"
-    measured = (("ttft_ms", 0), ("ms_per_token_decode", 2), ("peak_gpu_mem_gb", 2))
-    return " / ".join(figure(point.median(name), decimals) for name, decimals in measured)
+    return _figures(point, ("ttft_ms", 0), ("ms_per_token_decode", 2), ("peak_gpu_mem_gb", 2))
 
 
 def choosing_costs(point: Point) -> str:
@@ -65,7 +62,13 @@ def choosing_costs(point: Point) -> str:
 
     Not memory: it goes by the share kept.
     """
-    measured = (("compress_ms", 1), ("ttft_ms", 0), ("ms_per_token_decode", 2))
+    return _figures(point, ("compress_ms", 1), ("ttft_ms", 0), ("ms_per_token_decode", 2))
+
+
+def _figures(point: Point, *measured: tuple[str, int]) -> str:
+    """Names and decimals of figures -> the figures."""
+    if point.out_of_memory:
+        return "out of memory"
     return " / ".join(figure(point.median(name), decimals) for name, decimals in measured)
 
 

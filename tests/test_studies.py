@@ -193,12 +193,32 @@ def test_tables_hold_the_figures_and_their_ratios(logs):
     (title,) = (name for name in found if name.startswith("kv: new tokens"))
     # 1.5 ms are spent once, 3.0 ms saved with each token.
     assert rows_of(found[title])[0] == ["1", "graph", "50%", "1", "1"]
-    (title,) = (name for name in found if name.startswith("kv methods, 2,048 tokens"))
-    # 5 ms a token is what every request of these runs takes.
-    assert rows_of(found[title])[1] == ["prompt", "`l2`", "", "1.5 / 600 / 5.00"]
-    (title,) = (name for name in found if name.startswith("kv: new tokens"))
     text = tables.commented("a table", found[title])
     assert re.fullmatch(r"<!-- study: a table -->\n\|.*\|\n<!-- end of study -->", text, re.S)
+
+
+def test_a_method_that_ran_out_of_memory_says_so(logs):
+    full = write(logs / "kv/methods", 8, KV_MODE="snapkv")
+    full["ctx_summaries"][0] |= {"n_oom": 1, "total_count": 0}
+    (logs / "kv/methods/8_full.json").write_text(json.dumps(full))
+    found = tables.blocks(logs)
+    (title,) = (name for name in found if name.startswith("kv methods, 2,048 tokens"))
+    # 5 ms a token is what every request of these runs takes.
+    assert rows_of(found[title])[1:3] == [
+        ["prompt", "`l2`", "", "1.5 / 600 / 5.00"], ["prompt", "`snapkv`", "", "out of memory"],
+    ]  # fmt: skip
+
+
+def test_the_quality_figure_is_of_the_data_asked_for(logs, tmp_path, monkeypatch, capsys):
+    write(logs / "quality/hotpotqa-synthetic/context", 1)
+    points = measurements.read(logs)
+    assert len(figures.quality(points).get_axes()) == 4
+    assert len(figures.quality(points, data=["hotpotqa-synthetic"]).get_axes()) == 2
+    monkeypatch.setattr("sys.argv", ["figures.py", str(logs), "--quality-data", "hotpot"])
+    with pytest.raises(SystemExit, match="2"):
+        figures.main()
+    message = capsys.readouterr().err
+    assert "--quality-data=hotpot: there are hotpotqa-synthetic, narrativeqa-synthetic" in message
 
 
 def test_repeats_agree_where_their_requests_ranges_touch(logs, tmp_path):
