@@ -137,14 +137,25 @@ def test_samples_and_models_are_shared_only_where_they_are_the_same(tiny_folder,
 
 
 @pytest.mark.model
-def test_an_interrupted_sweep_ends_complete(tiny_folder, tmp_path):
-    settings = environ(tiny_folder, tmp_path, N_SAMPLES="12")
-    settings |= {"PYTHON": sys.executable, "PARTS": "methods", "SCOPES": "prompt"}
-    settings |= {"METHODS": "l2 window", "RATIOS": "1.0 0.5", "PRUNE_AFTER": "0"}
+@pytest.mark.parametrize(
+    ("name", "lists", "runs_in_all"),
+    [
+        ("attention", {"PREFILLS": "whole layered", "BACKENDS": "sdpa eager"}, 4),
+        ("kv", {"PARTS": "methods", "SCOPES": "prompt", "METHODS": "l2 window"}, 3),
+        ("quantization", {"QUANTIZATIONS": "none"}, 4),
+        ("combined", {"QUANTIZATIONS": "none"}, 2),
+        ("quality", {"SCOPES": "context", "METHODS": "l2 window", "NARRATIVEQA": "synthetic"}, 3),
+    ],
+)
+def test_an_interrupted_sweep_ends_complete(tiny_folder, tmp_path, name, lists, runs_in_all):
+    settings = environ(tiny_folder, tmp_path, N_SAMPLES="12", BATCH_SIZE="1", PRUNE_AFTER="0")
+    settings |= {"PYTHON": sys.executable, "BATCHES": "1", "HOTPOTQA": "", "LONGBENCH": ""}
+    # Quality sweeps have the full cache in any case.
+    settings |= {"RATIOS": "0.5" if name == "quality" else "1.0 0.5"} | lists
 
     def start():
         return subprocess.Popen(
-            ["bash", str(ROOT / "studies" / "kv.sh")],
+            ["bash", str(ROOT / "studies" / f"{name}.sh")],
             env=os.environ | {"PYTHONWARNINGS": "ignore"} | settings,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -152,25 +163,19 @@ def test_an_interrupted_sweep_ends_complete(tiny_folder, tmp_path):
             start_new_session=True,
         )
 
-    folder = tmp_path / "kv" / "methods"
     process = start()
-    while not (list(folder.glob("*_full.json")) and list(folder.glob("*_rows.jsonl"))):
+    while not (list(tmp_path.rglob("*_full.json")) and list(tmp_path.rglob("*_rows.jsonl"))):
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, notes = process.communicate(timeout=60)
     assert process.returncode == 130, notes
-    before = set(folder.glob("*_full.json"))
-    assert 1 <= len(before) < 3
+    before = set(tmp_path.rglob("*_full.json"))
+    assert 1 <= len(before) < runs_in_all
     process = start()
     _, notes = process.communicate(timeout=60)
     assert process.returncode == 0, notes
     assert notes.count("SKIP_DONE: these settings have their results") == len(before)
-    assert "3 of 3 runs are done" in notes
-    assert not list(folder.glob("*_rows.jsonl"))
-    found = [json.loads(path.read_text()) for path in folder.glob("*_full.json")]
-    assert before < set(folder.glob("*_full.json"))
-    assert sorted(full["run_meta"]["variables"]["KV_MODE"] for full in found) == [
-        "l2", "none", "window",
-    ]  # fmt: skip
-    assert all(summary["total_count"] == 12 for f in found for summary in f["ctx_summaries"])
+    assert f"{runs_in_all} of {runs_in_all} runs are done" in notes
+    assert not list(tmp_path.rglob("*_rows.jsonl"))
+    assert len(list(tmp_path.rglob("*_full.json"))) == runs_in_all
