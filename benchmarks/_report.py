@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import _measure
+from kv_compression import out_of_memory
 from longctx import config, environment, redaction
 from longctx.console import printable
 from longctx.results import model_name, plain, write_whole
@@ -49,10 +50,10 @@ class Report:
         """The row of a case: `measure()`, or why there is none."""
         try:
             row = case | measure()
-        except torch.OutOfMemoryError:
-            row = case | {"error": "out of memory"}
         except Exception as error:  # a case that fails is a row, whatever it is that fails
-            row = case | {"error": f"{type(error).__name__}: {redaction.reason(error)}"}
+            is_oom = out_of_memory.cause(error) is not None
+            problem = f"{type(error).__name__}: {redaction.reason(error)}"
+            row = case | {"error": "out of memory" if is_oom else problem}
         # What a failed case holds is free only now that its exception is gone.
         gc.collect()
         torch.cuda.empty_cache()

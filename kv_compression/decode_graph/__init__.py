@@ -14,6 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from kv_compression import out_of_memory
 from kv_compression.attention import Backend
 from kv_compression.layer import PrunedLayer
 from kv_compression.pruning import Pruning
@@ -68,9 +69,9 @@ class DecodeGraphs:
         step.begin(layers, token, seen_tokens)
         try:
             capture_ms = step.capture(self._pool)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, TypeError, AttributeError) as error:
+            if out_of_memory.cause(error) is not None:
+                raise
             # A model may do in its forward what no graph can hold, such as ask the device.
             raise CannotBeCapturedError(f"its step cannot be captured: {error}") from error
         self._steps[len(token)] = step
