@@ -25,13 +25,16 @@ class Generation:
 
     new_tokens: for each row its new tokens, a stop token included.
     ttft_ms: from the call until the first new token is known on the host.
+    document_ms: the part of ttft_ms that reads and compresses what comes before the questions, as
+        a server that caches documents does once; None where questions are not read apart.
     prefill_ms: ttft_ms without compress_ms.
     compress_ms: choosing and moving what is kept, of all layers; it happens during prefill.
     decode_ms: from the first new token to the last; 0 when there is one.
     latency_ms: the whole request.
     kv_bytes: keys and values stored once the prompt is compressed.
     stored_tokens: the same in tokens, for each layer.
-    peak_prefill_bytes, peak_decode_bytes, peak_reserved_bytes: GPU memory; None without a GPU.
+    peak_prefill_bytes, peak_decode_bytes, peak_reserved_bytes: GPU memory, the last one held by the
+        allocator in both phases; None without a GPU.
     kernels: names of the attention kernels that ran, under "prefill" and "decode".
     decode_mode: "eager" or "graph"; "" where one token was asked for, which the prefill makes.
     capture_ms: capturing the decode step, where this request was the first to need it; it is in no
@@ -42,6 +45,7 @@ class Generation:
 
     new_tokens: list[list[int]]
     ttft_ms: float
+    document_ms: float | None
     prefill_ms: float
     compress_ms: float
     decode_ms: float
@@ -81,7 +85,7 @@ def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
     return next_token, torch.stack([next_token, highest.isnan()], dim=1).tolist()
 
 
-def _check_graphs(
+def _check_request(
     graphs: DecodeGraphs | None,
     shape: Sequence[int],
     max_new_tokens: int,
@@ -89,7 +93,9 @@ def _check_graphs(
     pruning: Pruning | None,
     kv_bits: int | None,
 ) -> None:
-    """Raises ValueError, or NotImplementedError, for a request that a graph would get wrong."""
+    """Raises ValueError, or NotImplementedError, for no new tokens and what a graph gets wrong."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
     if graphs is None:
         return
     problem = decode_graph.obstacle(
@@ -178,15 +184,13 @@ def generate(
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet; FloatingPointError for logits that are NaN.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
-    _check_graphs(graphs, input_ids.shape, max_new_tokens, backend, pruning, kv_bits)
+    _check_request(graphs, input_ids.shape, max_new_tokens, backend, pruning, kv_bits)
     if prefill_chunk is not None and (obstacle := layered.obstacle(model)):
         raise ValueError(f"no prefill one layer at a time: {obstacle}")
     device = next(model.get_input_embeddings().parameters()).device
     devices = {parameter.device for parameter in model.parameters()}
     chunks = prompt_chunks(input_ids.to(device), attention_mask, question_tokens)
-    stopwatch, memory = Stopwatch(), PeakMemory(devices)
+    stopwatch, document, memory = Stopwatch(), Stopwatch(), PeakMemory(devices)
     cache = PrunedCache(
         model.config.get_text_config().num_hidden_layers,
         pruning,
@@ -226,7 +230,10 @@ def generate(
             last_token_alone(model, cache),
         ):
             began = time.perf_counter()
-            for tokens, padding in chunks:
+            # Logits are back on the input's device, so its events enclose all others' work.
+            with document.running(device):
+                first_logits = step(*chunks[0])
+            for tokens, padding in chunks[1:]:
                 first_logits = step(tokens, padding)
             next_token, known = _greedy(first_logits)
             first_tokens = _checked(known, place=1)
@@ -254,6 +261,7 @@ def generate(
     return Generation(
         new_tokens=answers,
         ttft_ms=ttft_ms,
+        document_ms=None if question_tokens is None else document.total_ms(),
         prefill_ms=ttft_ms - compress_ms,
         compress_ms=compress_ms,
         decode_ms=decode_ms,

@@ -43,24 +43,30 @@ class Stopwatch:
 
 
 class PeakMemory:
-    """Peak bytes of the CUDA caching allocator since the last `restart`, summed over `devices`."""
+    """Peak bytes of the CUDA caching allocator in one request, summed over `devices`."""
 
     def __init__(self, devices: Iterable[torch.device]):
         self.devices = [device for device in devices if device.type == "cuda"]
+        self._most_reserved: int | None = None
+        self._has_begun = False
 
     def restart(self) -> None:
-        """Forget the peaks so far."""
+        """Begin a phase, the first one with the request itself: forget the peak in tensors."""
+        if self._has_begun:
+            self._most_reserved = self.reserved()
+        self._has_begun = True
         for device in self.devices:
             torch.cuda.reset_peak_memory_stats(device)
 
     def allocated(self) -> int | None:
-        """Bytes in tensors at the peak; None without a GPU."""
+        """Bytes in tensors at the phase's peak; None without a GPU."""
         if not self.devices:
             return None
         return sum(torch.cuda.max_memory_allocated(device) for device in self.devices)
 
     def reserved(self) -> int | None:
-        """Bytes held by the allocator at the peak; None without a GPU."""
+        """Bytes held by the allocator at the request's peak; None without a GPU."""
         if not self.devices:
             return None
-        return sum(torch.cuda.max_memory_reserved(device) for device in self.devices)
+        now = sum(torch.cuda.max_memory_reserved(device) for device in self.devices)
+        return max(now, self._most_reserved or 0)
