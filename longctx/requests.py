@@ -10,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
-from kv_compression import quantized
+from kv_compression import out_of_memory, quantized
 from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.pruning import Pruning
@@ -101,7 +101,9 @@ class Requests:
 
     def row(self, identity: Row, batch: Batch) -> Row:
         """One request and its row."""
+        began = time.perf_counter()
         result = self.answer(batch)
+        wall_ms = (time.perf_counter() - began) * 1e3
         samples = scored_samples(
             self.task,
             batch,
@@ -112,7 +114,7 @@ class Requests:
             has_quality=not self.source.is_random,
         )
         figures = self.attention.figures() if self.attention else {}
-        return results.request_row(identity | figures, result, samples)
+        return results.request_row(identity | figures, result, samples, wall_ms=wall_ms)
 
 
 class ContextRun:
@@ -220,7 +222,7 @@ class ContextRun:
                 self.warmup_ms = self._warm_up(batch)
             return requests.row(identity, batch)
         except Exception as error:  # a sample that fails is a row, whatever it is that fails
-            is_oom = _is_out_of_memory(error)
+            is_oom = out_of_memory.cause(error) is not None
             if not is_oom and len(batch) > 1:
                 notice(f"{reason(error)}; the {len(batch)} samples of this batch run one by one")
                 return None
@@ -241,13 +243,6 @@ class ContextRun:
             self._requests.answer(batch)
         self._captured_warming_up_ms = self.capture_ms
         return (time.perf_counter() - began) * 1e3
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether a device's memory, or this machine's, was too small."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def _progress(disable: bool) -> Progress:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kv_compression.generation import Generation
-from longctx import redaction, statistics
+from longctx import outcomes, redaction, statistics
 
 Row = dict[str, Any]
 Summary = dict[str, Any]
@@ -22,9 +22,12 @@ _MODEL_CHARACTERS = 96  # as many as the hub's ids have; a file's name has room 
 _MEASURES = (
     "latency_ms",
     "ttft_ms",
+    "document_ms",
+    "question_ttft_ms",
     "prefill_ms",
     "compress_ms",
     "decode_ms",
+    "setup_ms",
     "ms_per_token",
     "tok_per_s",
     "ms_per_token_decode",
@@ -49,10 +52,14 @@ def gigabytes(count: int | None) -> float | None:
     return None if count is None else count / _GB
 
 
-def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]) -> Row:
+def request_row(
+    identity: Row, result: Generation, samples: list[dict[str, Any]], *, wall_ms: float
+) -> Row:
     """Row of a request that succeeded. `identity` holds run_id, model and so on.
 
     Where the attention says how many blocks it skips, `block_sparsity_pct` is among them.
+    wall_ms: from the prompts as lists of tokens to the result, all that `latency_ms` leaves out
+        included.
     """
     new_tokens = [len(tokens) for tokens in result.new_tokens]
     total, steps = sum(new_tokens), max(new_tokens) - 1
@@ -62,9 +69,14 @@ def request_row(identity: Row, result: Generation, samples: list[dict[str, Any]]
     return identity | {
         "latency_ms_total": result.latency_ms,
         "ttft_ms": result.ttft_ms,
+        "document_ms": result.document_ms,
+        "question_ttft_ms": None
+        if result.document_ms is None
+        else result.ttft_ms - result.document_ms,
         "prefill_ms": result.prefill_ms,
         "compress_ms": result.compress_ms,
         "decode_ms": result.decode_ms,
+        "setup_ms": wall_ms - result.latency_ms - result.capture_ms,
         "avg_gen_tokens": mean_tokens,
         "tok_per_s": total / result.latency_ms * 1e3,
         "ms_per_token": result.latency_ms / mean_tokens,
@@ -109,30 +121,42 @@ def context_summary(
     groups: Sequence[str] = (),
     chance: float | None = None,
     seed: int,
+    n_asked: int,
+    n_left_out: int = 0,
+    has_quality: bool = True,
 ) -> Summary:
     """Summary of one context length over its rows; figures of failed requests do not exist.
 
+    n_asked, n_left_out: samples that the run was asked for, and those that TRUNCATE=skip left out.
+    has_quality: False where weights are random.
     groups: fields of samples; `{score}_by_{field}` then has the score for each of its values.
     chance: the `em` of guessing, told from the measured one when the interval leaves it out.
     """
     good = [row for row in rows if row["success"]]
     samples = [sample for row in good for sample in row["samples"]]
-    summary: Summary = identity | {"n_requests": len(rows)}
+    timed = outcomes.timed(rows)
+    summary: Summary = identity | {"n_requests": len(rows), "n_timed_requests": len(timed)}
+    summary |= outcomes.counts(rows, n_asked, n_left_out)
     for measure in _MEASURES:
         key = "latency_ms_total" if measure == "latency_ms" else measure
-        values = [row[key] for row in good if row[key] is not None]
+        values = [row[key] for row in timed if row[key] is not None]
         summary[f"{measure}_p50"] = statistics.percentile(values, 50)
         summary[f"{measure}_p95"] = statistics.percentile(values, 95)
     for measure in ("peak_gpu_mem_gb", "peak_prefill_gb", "peak_decode_gb", "peak_reserved_gb"):
-        values = [row[measure] for row in good if row[measure] is not None]
+        values = [row[measure] for row in timed if row[measure] is not None]
         summary[f"{measure}_p95"] = statistics.percentile(values, 95)
-    summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in good])
+    summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in timed])
     sparsity = [row["block_sparsity_pct"] for row in good if "block_sparsity_pct" in row]
     summary["block_sparsity_pct"] = statistics.mean(sparsity)
     for choice in ("kernel_prefill", "kernel_decode", "decode_mode", "prefill_mode"):
         summary[choice] = "+".join(sorted({row[choice] for row in good} - {""}))
+    failures = outcomes.n_failures(summary) if has_quality else 0
     for name in score_names:
         summary |= _score(name, samples, seed)
+        scores = [sample[name] for sample in samples if sample[name] is not None]
+        # Where no answer could be scored, none of those that are missing could have been.
+        counted = failures if scores or not samples else 0
+        summary[name + outcomes.AS_0] = outcomes.mean_with_failures_as_0(scores, counted)
         for group in groups:
             members: dict[str, list[dict[str, Any]]] = {}
             for sample in samples:

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longctx import saved
+from longctx import outcomes, saved
 from longctx.console import notice
 from longctx.interrupt import held_back
 from longctx.results import Row, Summary, plain, write_whole
@@ -79,15 +79,24 @@ class RunFiles:
 
     @staticmethod
     def finished(logdir: Path, fingerprint: str) -> Path | None:
-        """The full results of a finished run with this fingerprint."""
+        """The full results of a finished run with this fingerprint, unless every request failed."""
         for path in sorted(logdir.iterdir()):
             if not path.name.endswith(saved.FULL_SUFFIXES):
                 continue
             try:
-                meta = json.loads(saved.text_of(path))["run_meta"]
-            except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+                full = json.loads(saved.text_of(path))
+                if full["run_meta"]["fingerprint"] != fingerprint:
+                    continue
+                failures = outcomes.failures(full["summary"])
+                is_failed = outcomes.has_failed(full["summary"])
+            except (
+                *(OSError, EOFError, zlib.error),
+                *(ValueError, KeyError, TypeError, AttributeError),
+            ):
                 continue
-            if meta.get("fingerprint") == fingerprint:
+            if failures:
+                notice(f"{path.name}: {failures}{'; run again' if is_failed else ''}")
+            if not is_failed:
                 return path
         return None
 

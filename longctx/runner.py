@@ -9,15 +9,18 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from kv_compression import out_of_memory
 from kv_compression.generation import stop_token_ids
-from longctx import config, identity, models, prefill, preflight, results, tables
-from longctx.config import CannotRunError, Environment
+from longctx import config, identity, models, outcomes, prefill, preflight, results, tables
+from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice, printable, stdout
 from longctx.interrupt import Terminated, sigterm_raises
+from longctx.redaction import reason
 from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary
 from longctx.run_files import RunFiles
 from longctx.settings import Settings
+from longctx.summaries import Summaries
 from longctx.supplies import Supplies
 from longctx.task import Task
 from longctx.tracking import Tracker
@@ -27,8 +30,8 @@ from longctx.workers import Workers
 def main(task: Task, description: str, environ: Mapping[str, str] | None = None) -> None:
     """Run `task` as the environment says.
 
-    Exit code 2 for a setting that cannot be used, 1 when results cannot be written any more, 130
-    after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
+    Exit code 2 for a setting that cannot be used, 1 when every request failed or results cannot be
+    written any more, 130 after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -38,7 +41,8 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
     parser.parse_args()
     try:
         with sigterm_raises():
-            Run(task, *config.read(task.settings, environ)).execute()
+            run = Run(task, *config.read(task.settings, environ))
+            run.execute()
     except CannotRunError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
@@ -46,10 +50,17 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
         sys.exit(130)
     except Terminated:
         sys.exit(143)
+    if run.failure is not None:
+        if run.workers.is_first:
+            print(f"error: {printable(run.failure)}", file=sys.stderr)
+        sys.exit(1)
 
 
 class Run:
-    """A run from its settings to its files; `supplies` may be shared with other runs."""
+    """A run from its settings to its files; `supplies` may be shared with other runs.
+
+    failure: why nothing came of it although it is finished, the same in all processes; else None.
+    """
 
     def __init__(
         self, task: Task, settings: Settings, environ: Environment, supplies: Supplies | None = None
@@ -83,6 +94,7 @@ class Run:
             preflight.check_scores(task)
         self.workers = Workers.join(environ.launch, shards=settings.tp_plan == "none")
         self.settings = preflight.placed(settings, self.workers)
+        self.failure: str | None = None
         self.meta = identity.run_meta(
             task,
             settings,
@@ -102,12 +114,20 @@ class Run:
             return None
         began = time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
-        model, load_s = self.supplies.model(self.settings, self.source, self.quantization)
+        model, load_s = self._model()
         prefill.check_model(self.settings, model)
         requests = self._requests(model)
         files = self._files()
         self.meta = files.meta
-        self.weights_gb = results.gigabytes(models.weight_bytes(model))
+        made = Summaries(
+            self.task,
+            self.settings,
+            files.meta,
+            self.samples,
+            has_quality=not self.source.is_random,
+            is_pruned=self.pruning is not None,
+            weights_gb=results.gigabytes(models.weight_bytes(model)),
+        )
         tracker = Tracker(
             self.settings, files.meta, self.task.score_names, writes=self.workers.is_first
         )
@@ -117,28 +137,22 @@ class Run:
         too_long: int | None = None
         try:
             for context_tokens in self.settings.contexts:
-                mine = [row for row in known if row["context_tokens"] == context_tokens]
-                context = ContextRun(
-                    requests,
-                    requests.pairs(context_tokens, self.samples[context_tokens]),
-                    self._row_identity(context_tokens),
-                    mine,
-                    files.add,
-                )
+                context = self._context(context_tokens, requests, files, known, made)
                 is_skipped = too_long is not None and context_tokens >= too_long
                 if not is_skipped:
                     context.run()
-                mine, timing = self._gathered(files, context_tokens, context, mine)
+                mine, timing = self._gathered(files, context_tokens, context, known)
                 if self.settings.oom == "stop" and any(row.get("oom") for row in mine):
                     too_long = min(context_tokens, too_long or context_tokens)
                 rows += mine
                 timing["skipped_after_oom_at"] = too_long if is_skipped else None
-                summaries.append(self._context_summary(context_tokens, mine, timing))
+                summaries.append(made.of_context(context_tokens, mine, timing))
                 if self.workers.is_first:
+                    made.note_untimed(summaries[-1])
                     files.write_summaries(summaries)
                     tracker.context(summaries[-1])
         except (KeyboardInterrupt, Terminated):
-            self._keep_what_is_there(files, summaries)
+            self._keep_what_is_there(files, known, made, summaries)
             tracker.interrupted()
             raise
         except OSError as error:
@@ -147,11 +161,12 @@ class Run:
                 f"kept in {files.journal}, for RESUME=1"
             ) from error
         full = None
+        summary = made.of_run(rows, summaries) | {
+            "load_s": load_s,
+            "wall_s": time.perf_counter() - began,
+        }
+        self.failure = outcomes.failure(summary, rows)
         if self.workers.is_first:
-            summary = self._summary(rows, summaries) | {
-                "load_s": load_s,
-                "wall_s": time.perf_counter() - began,
-            }
             files.meta["kernel"] = {
                 phase: "+".join(sorted({s[f"kernel_{phase}"] for s in summaries} - {""}))
                 for phase in ("prefill", "decode")
@@ -164,6 +179,19 @@ class Run:
         self.workers.leave()
         files.journal.unlink(missing_ok=True)
         return full
+
+    def _model(self) -> tuple[PreTrainedModel, float]:
+        try:
+            return self.supplies.model(self.settings, self.source, self.quantization)
+        except Exception as error:  # libraries have many names for a lack of memory
+            cause = out_of_memory.cause(error)
+            if cause is None:
+                raise
+            problem = (
+                f"does not fit into memory ({reason(cause)}); QUANT_MODE, a smaller DTYPE or more "
+                f"GPUs take less of each"
+            )
+        raise SettingError("MODEL_ID", self.settings.model_id, problem)
 
     def _is_done(self) -> bool:
         path = None
@@ -207,11 +235,28 @@ class Run:
         files.rows = []
         return list(known.values())
 
+    def _context(
+        self,
+        context_tokens: int,
+        requests: Requests,
+        files: RunFiles,
+        known: Sequence[Row],
+        made: Summaries,
+    ) -> ContextRun:
+        samples = self.samples[context_tokens]
+        pairs = requests.pairs(context_tokens, samples)
+        made.n_left_out[context_tokens] = len(samples) - len(pairs)
+        mine = [row for row in known if row["context_tokens"] == context_tokens]
+        return ContextRun(requests, pairs, made.identity(context_tokens), mine, files.add)
+
     def _gathered(
         self, files: RunFiles, context_tokens: int, context: ContextRun, known: Sequence[Row]
     ) -> tuple[list[Row], dict[str, Any]]:
         """All rows of a context length in the order of the data set, and what it took."""
-        mine = [row for row in files.rows if row["context_tokens"] == context_tokens]
+        known, mine = (
+            [row for row in rows if row["context_tokens"] == context_tokens]
+            for rows in (known, files.rows)
+        )
         parts = self.workers.gathered((mine, context.warmup_ms, context.wall_s, context.capture_ms))
         rows = [*known, *(row for part, *_ in parts for row in part)]
         rows.sort(key=lambda row: (row["first_sample"], -row["batch_size"]))
@@ -246,42 +291,19 @@ class Run:
             self.workers,
         )
 
-    def _row_identity(self, context_tokens: int) -> Row:
-        return {
-            "run_id": self.meta["run_id"],
-            "model": self.meta["model"],
-            "attn": self.settings.attn_impl,
-            "kv_mode": self.settings.kv_mode,
-            "context_tokens": context_tokens,
-        }
-
-    def _context_summary(
-        self, context_tokens: int, rows: Sequence[Row], timing: dict[str, Any]
-    ) -> Summary:
-        about = self._row_identity(context_tokens) | {
-            "quant_mode": self.settings.quant_mode,
-            "weights_gb": self.weights_gb,
-            "kv_scope": self.settings.kv_scope,
-            "first_token_before_pruning": self.pruning is not None
-            and self.settings.kv_scope == "prompt",
-            **timing,
-        }
-        return results.context_summary(
-            about,
-            rows,
-            self.task.score_names,
-            groups=self.task.groups,
-            chance=self.task.chance,
-            seed=self.settings.seed,
-        )
-
-    def _keep_what_is_there(self, files: RunFiles, summaries: Sequence[Summary]) -> None:
+    def _keep_what_is_there(
+        self,
+        files: RunFiles,
+        known: Sequence[Row],
+        made: Summaries,
+        summaries: Sequence[Summary],
+    ) -> None:
         """Write summaries of an interrupted run, and say how to go on with it."""
-        at = len(summaries)
+        there = [*known, *files.rows]
         rest = [
-            self._context_summary(context_tokens, rows, {})
-            for context_tokens in self.settings.contexts[at:]
-            if (rows := [row for row in files.rows if row["context_tokens"] == context_tokens])
+            made.of_context(context_tokens, rows, {})
+            for context_tokens in self.settings.contexts[len(summaries) :]
+            if (rows := [row for row in there if row["context_tokens"] == context_tokens])
         ]
         if self.workers.is_first:
             files.write_summaries([*summaries, *rest])
@@ -290,17 +312,3 @@ class Run:
                 f"same command with RESUME=1 goes on"
             )
         files.release()
-
-    def _summary(self, rows: Sequence[Row], summaries: Sequence[Summary]) -> Summary:
-        quality = {
-            name: {str(s["context_tokens"]): s[name] for s in summaries}
-            for name in (*self.task.score_names, "answered_pct", "evidence_kept_pct")
-        }
-        return {
-            "run_id": self.meta["run_id"],
-            "n_requests": len(rows),
-            "n_failed": sum(not row["success"] for row in rows),
-            "n_oom": sum(bool(row.get("oom")) for row in rows),
-            "weights_gb": self.weights_gb,
-            **quality,
-        }

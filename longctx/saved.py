@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from longctx import outcomes
 from longctx.console import notice, printable
 
 FullResults = dict[str, Any]
@@ -52,6 +53,11 @@ class _Summary(BaseModel):
     context_tokens: int
     n_oom: int
     total_count: int
+    n_asked: int = 0
+    n_failed_samples: int = 0
+    n_oom_samples: int = 0
+    n_not_run: int = 0
+    n_left_out: int = 0
 
 
 class _Sample(BaseModel):
@@ -105,6 +111,7 @@ def read(path: Path) -> FullResults:
         problem = f"is not full results of a run: {place}: {first['msg']}"
         raise UnusableFileError(_line(problem)) from None
     cleaned: FullResults = _clean(full)
+    outcomes.complete(cleaned)
     return cleaned
 
 
@@ -151,7 +158,7 @@ def _check_figures(full: FullResults) -> None:
         for key, value in summary.items():
             if key.endswith("_ci95"):
                 _INTERVAL.validate_python(value, strict=True)
-            elif key in names or key.endswith(("_p50", "_p95", "_gb", "_pct")):
+            elif key in names or key.endswith(("_p50", "_p95", "_gb", "_pct", outcomes.AS_0)):
                 _NUMBER.validate_python(value, strict=True)
     for row in full["rows"]:
         for key, value in row.items():

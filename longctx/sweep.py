@@ -60,7 +60,8 @@ def run(cell: Cell, supplies: Supplies) -> str | None:
     """Run a cell; returns why it could not be done, None where it is."""
     try:
         settings = config.read(cell.task.settings, config.environment_with(cell.changes))
-        Run(cell.task, *settings, supplies).execute()
+        one = Run(cell.task, *settings, supplies)
+        one.execute()
     except CannotRunError as error:
         return str(error)
     except torch.AcceleratorError:
@@ -68,7 +69,7 @@ def run(cell: Cell, supplies: Supplies) -> str | None:
     except Exception as error:  # whatever is wrong with a cell, the others are run
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
-    return None
+    return one.failure
 
 
 def run_all(cells: list[Cell]) -> int:

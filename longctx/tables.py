@@ -6,11 +6,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from longctx import outcomes
 from longctx.console import printable, stdout
 
 # Label, key of the context summary, decimals.
 COSTS = (
     ("TTFT, ms", "ttft_ms_p50", 1),
+    ("document's part of TTFT, ms", "document_ms_p50", 1),
+    ("question's part of TTFT, ms", "question_ttft_ms_p50", 1),
     ("decode, ms/token", "ms_per_token_decode_p50", 2),
     ("decode, tokens/s", "tok_per_s_decode_p50", 1),
     ("latency, ms", "latency_ms_p50", 1),
@@ -38,21 +41,48 @@ def table_of(runs: Sequence[dict[str, Any]], labels: Sequence[str] = ("",)) -> T
         table.add_column("run")
     for context_tokens in contexts:
         table.add_column(f"{context_tokens:,}", justify="right")
+    several = len(runs) > 1
+    for place, run in enumerate(runs):
+        at = _by_context(run)
+        table.add_row(
+            "" if place else "samples",
+            *([escape(labels[place])] if several else []),
+            *(outcomes.samples(at[length]) if length in at else "" for length in contexts),
+        )
+    if several:
+        table.add_section()
     for name, path, decimals in figures_of(runs):
         for place, run in enumerate(runs):
-            at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
+            at = _by_context(run)
             cells = [cell(at.get(length), path, decimals) for length in contexts]
-            run_label = [escape(labels[place])] if len(runs) > 1 else []
+            run_label = [escape(labels[place])] if several else []
             table.add_row(
                 "" if place else escape(printable(name)[:_SHOWN_CHARACTERS]), *run_label, *cells
             )
-        if len(runs) > 1:
+        if several:
             table.add_section()
+    explained = captions(runs, labels if several else [""])
     chance = next((guessing(s) for s in summaries if guessing(s) is not None), None)
     if chance is not None:
-        table.caption = f"{_NOT_TOLD} cannot be told from guessing, {chance:g}"
+        explained.append(f"{_NOT_TOLD} cannot be told from guessing, {chance:g}")
+    if explained:
+        table.caption = escape("\n".join(explained))
         table.caption_justify = "left"
     return table
+
+
+def captions(runs: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:
+    """For each context length of which samples are missing a line that says how many, and why."""
+    return [
+        outcomes.caption(summary, printable(label))
+        for run, label in zip(runs, labels, strict=True)
+        for summary in run["ctx_summaries"]
+        if outcomes.is_partial(summary)
+    ]
+
+
+def _by_context(run: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    return {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
 
 
 def figures_of(runs: Sequence[dict[str, Any]]) -> list[Figure]:
@@ -65,20 +95,23 @@ def figures_of(runs: Sequence[dict[str, Any]]) -> list[Figure]:
     )
     summaries = [summary for run in runs for summary in run["ctx_summaries"]]
     # Others: GPU memory on a CPU, quality of random weights.
-    return [
-        known
-        for known in figures
-        if any(_value(s, known[1]) is not None or s["n_oom"] for s in summaries)
+    measured = [
+        known for known in figures if any(_value(s, known[1]) is not None for s in summaries)
     ]
+    return measured or list(figures[:1])
 
 
 def _score_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
-    """Each score, then its groups'."""
+    """Each score, where samples failed also with these as 0, then its groups'."""
     figures: dict[tuple[str, ...], str] = {}
+    summaries = [summary for run in runs for summary in run["ctx_summaries"]]
+    has_failures = any(outcomes.n_failures(s) for s in summaries)
     for run in runs:
         meta = run["run_meta"]
         for score in meta["score_names"]:
             figures.setdefault((score,), score)
+            if has_failures:
+                figures.setdefault((score + outcomes.AS_0,), f"{score}, failures as 0")
             for group in meta.get("groups", ()):
                 key = f"{score}_by_{group}"
                 for value in sorted({v for s in run["ctx_summaries"] for v in s[key]}):
@@ -146,13 +179,23 @@ def cell(summary: dict[str, Any] | None, path: tuple[str, ...], decimals: int) -
     """A figure of a context summary, with its interval, as tables show it."""
     if summary is None:
         return ""
-    if summary["n_oom"] and not summary["total_count"]:
+    if is_out_of_memory(summary):
         return "out of memory"
+    value = _value(summary, path)
     interval = _value(summary, path, "_ci95")
-    text = figure(_value(summary, path), decimals)
+    text = figure(value, decimals)
     if interval is not None:
         text += rf" \[{figure(interval[0], decimals)}, {figure(interval[1], decimals)}]"
-    return f"{text} {_NOT_TOLD}" if path == ("em",) and guessing(summary) is not None else text
+    if path == ("em",) and guessing(summary) is not None:
+        text += f" {_NOT_TOLD}"
+    is_marked = value is not None and outcomes.is_partial(summary)
+    return f"{text} {outcomes.MARK}" if is_marked else text
+
+
+def is_out_of_memory(summary: dict[str, Any]) -> bool:
+    """Whether a context length has no figures since memory ran out, there or at a shorter one."""
+    ran_out = summary["n_oom"] or summary.get("skipped_after_oom_at")
+    return bool(ran_out and not summary["total_count"])
 
 
 def figure(value: object, decimals: int) -> str:

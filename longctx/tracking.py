@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from longctx import outcomes
 from longctx.console import notice
 from longctx.redaction import reason
 from longctx.results import Row, Summary
@@ -14,9 +15,12 @@ from longctx.settings import Settings
 _GROUP_OF_PREFIX = {
     "latency_ms": "latency",
     "ttft_ms": "latency",
+    "document_ms": "latency",
+    "question_ttft_ms": "latency",
     "prefill_ms": "latency",
     "compress_ms": "latency",
     "decode_ms": "latency",
+    "setup_ms": "latency",
     "capture_ms": "latency",
     "ms_per_token": "latency",
     "tok_per_s": "throughput",
@@ -24,6 +28,7 @@ _GROUP_OF_PREFIX = {
     "peak_": "memory",
     "kv_cache_gb": "memory",
     "block_sparsity_pct": "latency",
+    **dict.fromkeys(outcomes.COUNTS, "samples"),
 }
 
 _INIT_TIMEOUT_S = 20
@@ -52,7 +57,8 @@ class Tracker:
         *,
         writes: bool = True,
     ):
-        self._score_names = (*score_names, "answered_pct", "evidence_kept_pct")
+        as_0 = (name + outcomes.AS_0 for name in score_names)
+        self._score_names = (*score_names, *as_0, "answered_pct", "evidence_kept_pct")
         self._run = self._start(settings, meta) if writes else None
 
     def _start(self, settings: Settings, meta: dict[str, Any]) -> Any:
@@ -81,7 +87,7 @@ class Tracker:
             )
             return None
         run.define_metric("context_tokens")
-        for group in ("quality", "latency", "throughput", "memory"):
+        for group in ("quality", "latency", "throughput", "memory", "samples"):
             run.define_metric(f"{group}/*", step_metric="context_tokens")
         return run
 
@@ -113,7 +119,10 @@ class Tracker:
             return
         import wandb
 
-        columns = [name for name in rows[0] if not isinstance(rows[0][name], list)] if rows else []
+        # A request that failed has not all of them.
+        columns = list(
+            dict.fromkeys(n for row in rows for n, value in row.items() if type(value) is not list)
+        )
         table = wandb.Table(columns=list[str | int](columns))
         for row in rows:
             table.add_data(*(row.get(name) for name in columns))

@@ -13,8 +13,13 @@ ROOT = Path(__file__).parents[1]
 META = {"run_id": "a-run", "tags": ["model", "sdpa"], "variables": {"KEEP_RATIO": 0.5}}
 SUMMARY = {"context_tokens": 512, "meteor": 0.25, "ttft_ms_p50": 12.5, "tok_per_s_p50": 8.0,
            "peak_gpu_mem_gb_p95": None, "meteor_by_kind": {"sad": {"n": 1, "meteor": 0.5}},
-           "kv_cache_gb": 0.5, "kernel_prefill": "math"}  # fmt: skip
-ROWS = [{"run_id": "a-run", "context_tokens": 512, "ttft_ms": 12.5, "samples": []}]
+           "kv_cache_gb": 0.5, "kernel_prefill": "math", "n_asked": 4, "n_failed_samples": 3,
+           "meteor_failures_as_0": 0.0625, "question_ttft_ms_p50": 2.5,
+           "setup_ms_p50": 1.5}  # fmt: skip
+ROWS = [
+    {"run_id": "a-run", "context_tokens": 512, "success": False, "samples": []},
+    {"run_id": "a-run", "context_tokens": 512, "ttft_ms": 12.5, "samples": []},
+]
 
 
 @pytest.fixture
@@ -60,9 +65,13 @@ def test_offline_keeps_figures_under_their_groups(in_tmp_path):
     (run,) = in_tmp_path.glob("wandb/offline-run-*")
     stored = next(run.glob("*.wandb")).read_bytes()
     for name in (b"latency/ttft_ms_p50", b"quality/meteor", b"memory/kv_cache_gb",
-                 b"quality/meteor_by_kind/sad",
+                 b"quality/meteor_by_kind/sad", b"quality/meteor_failures_as_0",
+                 b"samples/n_asked", b"samples/n_failed_samples", b"latency/question_ttft_ms_p50",
+                 b"latency/setup_ms_p50",
                  b"throughput/tok_per_s_p50", b"per_request_metrics", b"a-run"):  # fmt: skip
         assert name in stored
     assert b"kernel_prefill" not in stored
     tables = list(run.glob("files/media/table/*.json"))
-    assert json.loads(tables[0].read_text())["columns"] == ["run_id", "context_tokens", "ttft_ms"]
+    assert json.loads(tables[0].read_text())["columns"] == [
+        *("run_id", "context_tokens", "success", "ttft_ms"),
+    ]

@@ -135,6 +135,7 @@ function mark(point, place, { colour, shape }, choose, scoreColumn, costColumn) 
     `${costColumn.label}: ${figure(point.cost, costColumn.decimals)}`,
     `${point.run.model}, ${point.run.dtype}`,
     ...(onFront ? ["on the Pareto front"] : []),
+    ...(point.row.missing ? [`samples scored: ${point.row.samples}, ${point.row.missing}`] : []),
   ];
   const node = svg(
     "g",
@@ -160,6 +161,7 @@ function mark(point, place, { colour, shape }, choose, scoreColumn, costColumn) 
     onFront ? svg("circle", { class: "ring", cx: left, cy: y.at(point.score), r: 10 }) : null,
     svg("path", { class: "shape", d: SHAPES[shape], fill: paint, stroke: paint,
       transform: `translate(${left} ${y.at(point.score)})` }),
+    point.row.missing ? svg("text", { class: "partial", x: left + 7, y: y.at(point.score) - 6 }, "\u2021") : null,
   );
   runOfPoint.set(node, point.row.run);
   return node;

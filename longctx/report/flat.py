@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longctx import config, tables
+from longctx import config, outcomes, tables
 from longctx.console import printable
 from longctx.saved import FullResults
 
@@ -31,7 +31,8 @@ def csv_text(runs: Runs) -> str:
             for name, value in meta["variables"].items()
         }
         for summary in run["ctx_summaries"]:
-            rows.append(_flat(summary) | about | {"file": printable(str(path))})
+            missing = {"missing": outcomes.missing(summary), "file": printable(str(path))}
+            rows.append(_flat(summary) | about | missing)
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()
@@ -62,7 +63,10 @@ def _cell(value: Any) -> Any:
 
 
 def markdown(runs: Runs) -> str:
-    """A row a run and context: model, what sets the run apart, costs, scores with intervals."""
+    """A row a run and context: model, what sets the run apart, costs, scores with intervals.
+
+    Below the table a paragraph for each row of which samples are missing.
+    """
     summaries = [(run["run_meta"], summary) for _, run in runs for summary in run["ctx_summaries"]]
     # No groups: too wide.
     known = tables.figures_of([run for _, run in runs])
@@ -71,27 +75,32 @@ def markdown(runs: Runs) -> str:
         for _, path, decimals in known
         if len(path) == 1 and any(summary.get(path[0]) is not None for _, summary in summaries)
     ]
-    heads = ["task", "model", "run", "context_tokens", "total_count", *(key for key, _ in figures)]
+    heads = ["task", "model", "run", "context_tokens", "samples", *(key for key, _ in figures)]
     lines = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3)]
     for meta, summary in summaries:
         run = tables.label(meta)
         cells = [meta["task"], meta["model"], run]
-        cells += [f"{summary['context_tokens']:,}", f"{summary['total_count']:,}"]
+        cells += [f"{summary['context_tokens']:,}", outcomes.samples(summary)]
         cells += [_figure(summary, key, decimals) for key, decimals in figures]
         lines.append([_escaped(cell) for cell in cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    names = [f"{meta['model']}, {tables.label(meta)}" for meta in (r["run_meta"] for _, r in runs)]
+    captions = tables.captions([run for _, run in runs], names)
+    return table + "".join(f"\n{_escaped(caption)}\n" for caption in captions)
 
 
 def _figure(summary: dict[str, Any], key: str, decimals: int) -> str:
-    if summary["n_oom"] and not summary["total_count"]:
+    if tables.is_out_of_memory(summary):
         return "out of memory"
-    text = tables.figure(summary.get(key), decimals)
+    value = summary.get(key)
+    text = tables.figure(value, decimals)
     interval = summary.get(f"{key}_ci95")
     if interval is not None:
         text += f" [{', '.join(tables.figure(bound, decimals) for bound in interval)}]"
     if key == "em" and (chance := tables.guessing(summary)) is not None:
         text += f" (cannot be told from guessing, {chance:g})"
-    return text
+    is_marked = value is not None and outcomes.is_partial(summary)
+    return f"{text} {outcomes.MARK}" if is_marked else text
 
 
 def _escaped(text: str) -> str:

@@ -1,6 +1,7 @@
 // The page's state and what is drawn from it.
 
 const MOST_CHOSEN = 4;
+const MOST_KINDS = 5;
 const FILTERS = [
   ["task", "task"], ["model", "model"], ["device", "device"], ["attn", "attention"],
   ["kv_mode", "KV cache"], ["quant_mode", "weights"], ["dtype", "dtype"],
@@ -64,10 +65,10 @@ function main() {
     for (const row of data.rows) {
       const { task, device } = runOf(row);
       const key = JSON.stringify([task, row.data, device, row.context_tokens]);
-      const name = `${task}, ${figure(row.context_tokens, 0)} tokens, ${row.n} samples, ${device}`;
+      const name = `${task}, ${figure(row.context_tokens, 0)} tokens, ${row.asked} samples, ${device}`;
       if (!found.has(key)) found.set(key, { key, name, rows: [] });
-      // A run that was out of memory knows of no samples; another one does.
-      if (row.n && !found.get(key).rows.some((other) => other.n)) found.get(key).name = name;
+      // An older run that was out of memory knows of no samples; another one does.
+      if (row.asked && !found.get(key).rows.some((other) => other.asked)) found.get(key).name = name;
       found.get(key).rows.push(row);
     }
     const all = [...found.values()];
@@ -137,7 +138,8 @@ function main() {
     const visible = data.rows.filter(isVisible);
     byId("count").textContent =
       `${figure(visible.length, 0)} of ${figure(data.rows.length, 0)} rows, p50 over requests (GPU peak: p95) and mean scores ` +
-      "with 95% intervals. Click a heading to sort, tick up to four runs to see them side by side.";
+      "with 95% intervals. Click a heading to sort, tick up to four runs to see them side by side." +
+      missingText(visible.filter((row) => row.missing));
     hideTooltip();
     drawCharts();
   }
@@ -169,6 +171,15 @@ function main() {
   draw();
   drawChosen();
   new ResizeObserver(() => drawCharts()).observe(byId("charts"));
+}
+
+/** What the mark of partial cells means, with each reason once; nothing where no row has it. */
+function missingText(rows) {
+  if (!rows.length) return "";
+  const kinds = [...new Set(rows.map((row) => `${row.samples}: ${row.missing}`))].sort();
+  const shown = kinds.slice(0, MOST_KINDS).join("; ");
+  const more = kinds.length > MOST_KINDS ? `; and ${kinds.length - MOST_KINDS} more, under the samples of their rows` : "";
+  return ` \u2021 Not all samples that were asked for were scored, in ${figure(rows.length, 0)} rows (${shown}${more}).`;
 }
 
 /** Value -> its place among the different values, sorted, `first` before all others. */

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from longctx import apart, config, paired, tables
+from longctx import apart, config, outcomes, paired, tables
 from longctx.console import printable
 from longctx.saved import FullResults
 
@@ -87,7 +87,10 @@ def _data(runs: Runs, samples: int) -> dict[str, Any]:
                     "context_tokens": context_tokens,
                     "data": data_names[number, context_tokens],
                     "n": summary["total_count"],
-                    "oom": bool(summary["n_oom"]),
+                    "asked": summary.get("n_asked", summary["total_count"]),
+                    "samples": outcomes.samples(summary),
+                    "missing": outcomes.missing(summary),
+                    "oom": tables.is_out_of_memory(summary),
                     "guessing": tables.guessing(summary),
                     "figures": _figures(summary, [column["key"] for column in columns]),
                 }

@@ -74,7 +74,7 @@ function tableColumns(data) {
     { ...ofRun("label", "run"), first: true },
     ...["task", "model"].filter(several).map((key) => ofRun(key, key)),
     { key: "context_tokens", label: "context", decimals: 0, value: (row) => row.context_tokens },
-    { key: "n", label: "samples", decimals: 0, value: (row) => row.n },
+    { key: "n", label: "samples", value: (row) => row.n, show: (row) => row.samples },
     ...data.columns.filter((column) => measured(column.key)).map((column) => ({
       ...column, measured: true, value: (row) => row.figures[column.key],
     })),
@@ -85,7 +85,6 @@ function tableColumns(data) {
 function tableRow(row, data, columns, choose) {
   const run = data.runs[row.run];
   const box = html("input", { type: "checkbox", "aria-label": `choose ${run.label}`, change: () => choose(row.run) });
-  const failed = row.oom && !row.n;
   const cells = columns.map((column) => {
     const value = column.value(row);
     if (column.first) {
@@ -93,12 +92,14 @@ function tableRow(row, data, columns, choose) {
         html("label", {}, box, ` ${value}`));
     }
     if (column.text) return html("td", { class: "value", title: value }, value);
+    if (column.show) return html("td", { class: "number", title: row.missing || undefined }, column.show(row));
     const text = figure(value, column.decimals);
     if (!column.measured) return html("td", { class: "number" }, text);
-    if (failed) return html("td", { class: "number oom" }, "out of memory");
+    if (row.oom) return html("td", { class: "number oom" }, "out of memory");
     const interval = intervalText(row.figures[`${column.key}_ci95`], column.decimals);
     return html("td", { class: "number" }, text,
       interval ? html("span", { class: "interval" }, interval) : null,
+      row.missing && value !== undefined ? html("span", { class: "partial", title: row.missing }, " \u2021") : null,
       column.key === "em" && row.guessing !== null
         ? html("div", { class: "guessing" }, `not told from guessing, ${row.guessing}`)
         : null);

@@ -1,0 +1,91 @@
+"""A run's summaries: of each context length, and of the whole run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from longctx import outcomes, results
+from longctx.console import notice
+from longctx.results import Row, Summary
+from longctx.settings import Settings
+from longctx.task import Sample, Task
+
+
+@dataclass
+class Summaries:
+    """Makes the summaries of one run.
+
+    has_quality: False where weights are random.
+    is_pruned: whether a KV method is at work.
+    n_left_out: samples that TRUNCATE=skip left out, by context length.
+    """
+
+    task: Task
+    settings: Settings
+    meta: dict[str, Any]
+    samples: Mapping[int, Sequence[Sample]]
+    has_quality: bool
+    is_pruned: bool
+    weights_gb: float | None
+    n_left_out: dict[int, int] = field(default_factory=dict)
+    _is_noted: bool = False
+
+    def identity(self, context_tokens: int) -> Row:
+        """What every row and summary of a context length begins with."""
+        return {
+            "run_id": self.meta["run_id"],
+            "model": self.meta["model"],
+            "attn": self.settings.attn_impl,
+            "kv_mode": self.settings.kv_mode,
+            "context_tokens": context_tokens,
+        }
+
+    def of_context(
+        self, context_tokens: int, rows: Sequence[Row], timing: dict[str, Any]
+    ) -> Summary:
+        """The summary of a context length; `timing` goes in as it is."""
+        about = self.identity(context_tokens) | {
+            "quant_mode": self.settings.quant_mode,
+            "weights_gb": self.weights_gb,
+            "kv_scope": self.settings.kv_scope,
+            "first_token_before_pruning": self.is_pruned and self.settings.kv_scope == "prompt",
+            **timing,
+        }
+        return results.context_summary(
+            about,
+            rows,
+            self.task.score_names,
+            groups=self.task.groups,
+            chance=self.task.chance,
+            seed=self.settings.seed,
+            n_asked=len(self.samples[context_tokens]),
+            n_left_out=self.n_left_out.get(context_tokens, 0),
+            has_quality=self.has_quality,
+        )
+
+    def of_run(self, rows: Sequence[Row], summaries: Sequence[Summary]) -> Summary:
+        """The summary of all rows: counts, and quality by context length."""
+        as_0 = (name + outcomes.AS_0 for name in self.task.score_names)
+        quality = {
+            name: {str(s["context_tokens"]): s[name] for s in summaries}
+            for name in (*self.task.score_names, *as_0, "answered_pct", "evidence_kept_pct")
+        }
+        return {
+            "run_id": self.meta["run_id"],
+            "n_requests": len(rows),
+            "n_failed": sum(not row["success"] for row in rows),
+            "n_oom": sum(bool(row.get("oom")) for row in rows),
+            **{name: sum(s[name] for s in summaries) for name in outcomes.COUNTS},
+            "weights_gb": self.weights_gb,
+            **quality,
+        }
+
+    def note_untimed(self, summary: Summary) -> None:
+        """Say, once a run, that smaller batches are in no figure of time."""
+        timed, good = summary["n_timed_requests"], summary["n_requests"] - summary["n_failed"]
+        if timed < good and not self._is_noted:
+            self._is_noted = True
+            notice(
+                f"times, throughput and memory are of the {timed} requests of the largest batch; "
+                f"{good - timed} of a smaller one stay out of them"
+            )
