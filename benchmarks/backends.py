@@ -90,7 +90,7 @@ def table_of(results: dict[Cell, dict[str, Any]]) -> Table:
     meta = next(iter(results.values()))["run_meta"]
     title = f"{meta['model']}, {meta['variables']['DTYPE']}, {meta['device']['name']}"
     table = Table(title=escape(title), title_justify="left")
-    for heading in ("quant", "KV", "attn", "context", "TTFT ms", "ms/token", "peak GB"):
+    for heading in ("quant", "KV", "attn", "context", "TTFT ms", "decode ms/token", "peak GB"):
         table.add_column(heading, justify="left" if heading in ("quant", "KV", "attn") else "right")
     table.add_column("kernels")
     table.add_column("differ", justify="right")

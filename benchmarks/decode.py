@@ -33,7 +33,7 @@ _PREFILL_ROWS = 6144  # layer by layer, so that a large batch's prefill is not w
 _WARMUP_CONTEXT = 1024
 _WARMUP_TOKENS = 4
 _HEADINGS = (
-    *("batch", "context", "kept", "step", "ms/token", "tokens/s", "over full cache"),
+    *("batch", "context", "kept", "step", "decode ms/token", "decode tokens/s", "over full cache"),
     *("KV GB", "limit ms", "over limit", "capture ms", "kernel"),
 )
 

@@ -36,7 +36,9 @@ from longctx.results import gigabytes
 from longctx.settings import Settings
 
 _NO_KVPRESS = "not installed here: name the Python of an environment that has it with --python"
-_HEADINGS = (*("what", "prefill", "kept", "TTFT ms", "ms/token", "peak GB", "warm-up ms", "error"),)
+_HEADINGS = (
+    *("what", "prefill", "kept", "TTFT ms", "decode ms/token", "peak GB", "warm-up ms", "error"),
+)
 
 
 class Clock(BaseStreamer):

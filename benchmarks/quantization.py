@@ -34,7 +34,12 @@ Load = Callable[[], PreTrainedModel]
 _QUALITY = "quality"
 _COSTS = (("weights_gb", 2), ("prefill_ms", 1))
 _HEADINGS = (
-    *("QUANT_MODE", "weights GB", "prefill ms", *(f"ms/token {mode}" for mode in _measure.MODES)),
+    *(
+        "QUANT_MODE",
+        "weights GB",
+        "prefill ms",
+        *(f"decode ms/token {mode}" for mode in _measure.MODES),
+    ),
     *("peak GB", "perplexity", "KL, nats", "same top token %", "error"),
 )
 

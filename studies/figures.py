@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from longctx import tables
+from longctx import outcomes, tables
 from studies import lines, measurements
 from studies.comparisons import SCORES
 from studies.lines import Line
@@ -129,7 +129,8 @@ def quality(
     rows = []
     for name, found in grouped(mine, lambda point: point.sweep.split("/")[1]).items():
         score = SCORES[found[0].meta["task"]]
-        n = found[0].summary["total_count"]
+        counts = sorted({point.summary["total_count"] for point in found})
+        n = " to ".join(dict.fromkeys(f"{count:,}" for count in (counts[0], counts[-1])))
         panels = [
             Panel(lines.quality_lines(found, cost), _LABELS[cost], _SCORES[score], "full")
             for cost in ("kv_cache_gb", "ms_per_token_decode")
@@ -168,7 +169,7 @@ def _figure(rows: Sequence[Row], points: Sequence[Point], title: str) -> "Figure
             _legend(part, axes)
     caption = [title, measurements.about(points)]
     if any(panel.reference is None for row in rows for panel in row.panels):
-        counts = sorted({p.summary["n_requests"] for p in points if not p.out_of_memory})
+        counts = sorted({len(outcomes.timed(p.rows)) for p in points if not p.out_of_memory})
         caption[1] += (
             f"; bars: fastest and slowest of {' or '.join(map(str, counts))} requests"
             if counts[-1] > 1

@@ -1,12 +1,13 @@
 """The results of the sweeps, read from their folder: a point for each run and context length."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from longctx import saved
+from longctx import outcomes, saved, tables
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -86,9 +87,26 @@ class Point:
         rows = (r for r in self.run["rows"] if r["context_tokens"] == self.context_tokens)
         return [row for row in rows if row["success"]]
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether fewer samples were scored than asked for, but some were."""
+        return self.summary["total_count"] > 0 and outcomes.is_partial(self.summary)
+
+    @property
+    def note(self) -> str:
+        """What a partial point lacks and why, and its scores with failures as 0."""
+        about = f"{self.sweep}, {tables.label(self.meta)}, batch {self.batch}"
+        as_0 = (
+            f"; {name} {self.summary[name]:.3f}, with failures as 0 {value:.3f}"
+            for name in self.meta["score_names"]
+            if (value := self.summary.get(name + outcomes.AS_0)) is not None
+            and self.summary.get(name) is not None
+        )
+        return outcomes.caption(self.summary, about) + "".join(as_0)
+
     def values(self, figure: str) -> list[float]:
-        """A figure of each request, such as `ttft_ms`, where it was measured."""
-        values = (row.get(_ROW_KEYS.get(figure, figure)) for row in self.rows)
+        """A figure of each request of the largest batch, such as `ttft_ms`, where measured."""
+        values = (row.get(_ROW_KEYS.get(figure, figure)) for row in outcomes.timed(self.rows))
         return [value for value in values if value is not None]
 
     def median(self, figure: str) -> float | None:
@@ -122,6 +140,21 @@ def _made(point: Point) -> str:
 def of_sweep(points: Iterable[Point], sweep: str) -> list[Point]:
     """The points of one folder."""
     return [point for point in points if point.sweep == sweep]
+
+
+def marked(text: str, points: Iterable[Point]) -> str:
+    """A cell of a table, marked where any of the points that it is of is partial."""
+    return f"{text} {outcomes.MARK}" if any(point.is_partial for point in points) else text
+
+
+def with_notes(name: str, text: str, points: Iterable[Point]) -> str:
+    """A table with a paragraph for each partial point of its sweep, where a cell is marked.
+
+    A table's name begins with its sweep's.
+    """
+    sweep = re.split(r"[ :,]", name)[0]
+    notes = [p.note for p in points if p.is_partial and p.sweep.startswith(sweep)]
+    return "\n\n".join([text, *notes]) if outcomes.MARK in text else text
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:

@@ -1,15 +1,24 @@
 """The study's tables of scores: what pruning changes, by data set, method and share kept."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from longctx.paired import ScoreDifference
 from longctx.tables import markdown
-from studies import comparisons
+from studies import comparisons, measurements
 from studies.comparisons import Pair
 from studies.measurements import Point, grouped
 
 Block = tuple[str, str]  # name, Markdown
-Scored = tuple[Point, ScoreDifference]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A point of a table, what its score differs by, and the points that this is of."""
+
+    point: Point
+    score: ScoreDifference
+    of: list[Point]
 
 
 def blocks(points: Sequence[Point]) -> Iterator[Block]:
@@ -32,14 +41,18 @@ def blocks(points: Sequence[Point]) -> Iterator[Block]:
 
 
 def _scored(cells: Iterable[Sequence[Pair]]) -> list[Scored]:
-    scores = ((cell[0].other, comparisons.score(cell)) for cell in cells)
-    return [(point, score) for point, score in scores if score is not None]
+    scores = ((cell, comparisons.score(cell)) for cell in cells)
+    return [
+        Scored(cell[0].other, score, [p for pair in cell for p in (pair.reference, pair.other)])
+        for cell, score in scores
+        if score is not None
+    ]
 
 
 def _overview(found: Mapping[str, Sequence[Scored]]) -> str:
     """By data set and in all, of each share kept: losses and gains among the methods."""
     everything = [scored for mine in found.values() for scored in mine]
-    shares = sorted({point.kept for point, _ in everything}, reverse=True)
+    shares = sorted({scored.point.kept for scored in everything}, reverse=True)
     rows = [["data", *(f"{share:.0%}" for share in shares)]]
     for name, mine in (*sorted(found.items()), ("all", everything)):
         rows.append([name, *(_counts(mine, share) for share in shares)])
@@ -47,27 +60,29 @@ def _overview(found: Mapping[str, Sequence[Scored]]) -> str:
 
 
 def _counts(found: Sequence[Scored], share: float) -> str:
-    seen = [comparisons.is_seen(score) for point, score in found if point.kept == share]
+    seen = [comparisons.is_seen(mine.score) for mine in found if mine.point.kept == share]
     return f"{seen.count(-1)} / {seen.count(1)} of {len(seen)}"
 
 
 def _table(sweep: str, lengths: str, here: Sequence[Scored]) -> Block:
-    score = here[0][1]
+    score = max((scored.score for scored in here), key=lambda score: score.n)
     title = f"{sweep}, {lengths}: {score.name} {score.reference:.3f}, n = {score.n}"
     return f"{title}; what the share kept changes, 95% in pairs", _differences(here)
 
 
 def _differences(here: Sequence[Scored]) -> str:
-    shares = sorted({point.kept for point, _ in here}, reverse=True)
+    shares = sorted({scored.point.kept for scored in here}, reverse=True)
     rows: list[list[str]] = [["method", *(f"{share:.0%}" for share in shares)]]
-    for method, mine in grouped(here, lambda d: d[0].method).items():
-        cells = {point.kept: _difference(score) for point, score in mine}
+    for method, mine in grouped(here, lambda scored: scored.point.method).items():
+        cells = {scored.point.kept: _difference(scored) for scored in mine}
         rows.append([f"`{method}`", *(cells.get(share, "") for share in shares)])
     return markdown(rows[0], rows[1:])
 
 
-def _difference(score: ScoreDifference) -> str:
+def _difference(scored: Scored) -> str:
+    score = scored.score
     text = f"{score.other - score.reference:+.3f}"
     if score.interval is not None:
         text += f" [{score.interval[0]:+.3f}, {score.interval[1]:+.3f}]"
-    return f"**{text}**" if comparisons.is_seen(score) else text
+    text = f"**{text}**" if comparisons.is_seen(score) else text
+    return measurements.marked(text, scored.of)

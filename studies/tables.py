@@ -69,7 +69,8 @@ def _figures(point: Point, *measured: tuple[str, int]) -> str:
     """Names and decimals of figures -> the figures."""
     if point.out_of_memory:
         return "out of memory"
-    return " / ".join(figure(point.median(name), decimals) for name, decimals in measured)
+    text = " / ".join(figure(point.median(name), decimals) for name, decimals in measured)
+    return measurements.marked(text, [point])
 
 
 def speed_ups(pair: Pair) -> str:
@@ -83,7 +84,7 @@ def speed_ups(pair: Pair) -> str:
             continue
         value, *limits = comparisons.speed_up(ratios[name])
         texts.append(interval(value, *limits) if has_several else f"{value:.2f}")
-    return " / ".join(texts)
+    return measurements.marked(" / ".join(texts), [pair.reference, pair.other])
 
 
 def cost_ratios(pair: Pair) -> str:
@@ -91,7 +92,8 @@ def cost_ratios(pair: Pair) -> str:
     ratios = pair.costs()
     names = ("TTFT", "decode", "GPU peak")
     found = (ratios.get(name) for name in names)
-    return " / ".join(f"{r.other / r.reference:.2f}" if r else "-" for r in found)
+    text = " / ".join(f"{r.other / r.reference:.2f}" if r else "-" for r in found)
+    return measurements.marked(text, [pair.reference, pair.other])
 
 
 def interval(value: float, low: float, high: float) -> str:
@@ -276,7 +278,11 @@ def blocks(folder: Path, again: Path | None = None) -> dict[str, str]:
     made = [block for make in makers for block in make(points)]
     if again is not None:
         made += repeats(points, measurements.read(again))
-    return {name: text for name, text in made if text.count("\n") > 1}  # more than its heading
+    return {
+        name: measurements.with_notes(name, text, points)
+        for name, text in made
+        if text.count("\n") > 1  # more than its heading
+    }
 
 
 def commented(name: str, text: str) -> str:

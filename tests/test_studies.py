@@ -264,6 +264,35 @@ def test_a_sample_counts_once_over_all_lengths(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_point_that_lacks_samples_is_marked_and_explained(logs):
+    path = logs / "quality/narrativeqa-synthetic/context" / "6_full.json"
+    full = json.loads(path.read_text())
+    parts = {"n_asked": 4, "n_scored": 2, "n_failed_samples": 2}
+    for entry in full["ctx_summaries"]:
+        entry |= parts | {"meteor_failures_as_0": 0.125}
+    path.write_text(json.dumps(full))
+    costs = logs / "combined" / "4_full.json"
+    full = json.loads(costs.read_text())
+    full["ctx_summaries"][0] |= parts
+    costs.write_text(json.dumps(full))
+    found = tables.blocks(logs)
+    marked = {name: text for name, text in found.items() if "‡" in text}
+    assert {name.split(":")[0] for name in marked} == {
+        "combined",
+        *(f"quality/narrativeqa-synthetic/context, {at}" for at in
+          ("all lengths", "2,048 tokens", "8,192 tokens")),
+    }  # fmt: skip
+    why = "2,048 tokens: 2 of 4 samples scored; 2 failed"
+    for name, text in marked.items():
+        assert why in text
+        assert ("with failures as 0 0.125" in text) is name.startswith("quality")
+    rows = rows_of(next(text for name, text in marked.items() if "all lengths" in name))
+    assert [(row[0], "‡" in row[1]) for row in rows if len(row) > 1] == [
+        ("`l2`", True),
+        ("`window`", False),
+    ]
+
+
 def test_packed_results_are_read_and_torn_ones_named(tmp_path):
     write(tmp_path, 1, packed=True)
     (path,) = tmp_path.iterdir()
