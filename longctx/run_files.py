@@ -47,7 +47,8 @@ class RunFiles:
             try:
                 if files.summaries_path.exists() or files.full_path.exists():
                     raise FileExistsError
-                with open(files.journal, "x", encoding="utf-8") as journal:
+                # A journal without its first line would belong to no run, and stay.
+                with held_back(), open(files.journal, "x", encoding="utf-8") as journal:
                     files._lock.acquire(timeout=0)
                     journal.write(_line({"run_meta": meta}))
                 return files
