@@ -13,6 +13,7 @@ from longctx import synthetic
 from longctx.answers import free_text
 from longctx.metrics.exact import hotpot_score
 from longctx.prompts import Parts
+from longctx.records import EXAMPLE, Fields
 from longctx.runner import main
 from longctx.settings import Contexts, PositiveInt, Settings, redefault
 from longctx.task import Sample, Task
@@ -40,29 +41,42 @@ def passage(number: int, title: str, sentences: list[str]) -> str:
     return f"Passage {number}:\n{title}\n{''.join(sentences)}\n"
 
 
-def sample(record: dict[str, Any], _number: int, _settings: HotpotQASettings) -> Sample:
-    """A Sample of a record in the schema of `hotpotqa/hotpot_qa`."""
-    context, facts = record["context"], record["supporting_facts"]
-    paragraphs = list(zip(context["title"], context["sentences"], strict=True))
-    sentences_of = dict(paragraphs)
+def paragraphs_of(fields: Fields) -> tuple[str, list[str]]:
+    """The document, and the sentences of it that the answer rests on."""
+    context, facts = fields.value("context"), fields.value("supporting_facts")
+    if not isinstance(context, dict):
+        return fields.text("context", may_be_blank=True), fields.texts("evidence")
+    titles, paragraphs = fields.texts("context.title"), fields.paragraphs("context.sentences")
+    fields.match("context", titles, paragraphs)
+    document = "".join(map(passage, range(1, len(titles) + 1), titles, paragraphs)).rstrip("\n")
+    if facts is None:
+        return document, fields.texts("evidence")
+    named = fields.texts("supporting_facts.title"), fields.places("supporting_facts.sent_id")
+    fields.match("supporting_facts", *named)
+    sentences_of = dict(zip(titles, paragraphs, strict=False))
     # Some records name a sentence that the paragraph does not have.
-    evidence = [
-        sentences_of[title][index].strip()
-        for title, index in zip(facts["title"], facts["sent_id"], strict=True)
-        if index < len(sentences_of.get(title, ()))
+    return document, [
+        sentences_of[title][place].strip()
+        for title, place in zip(*named, strict=False)
+        if place < len(sentences_of.get(title, ()))
     ]
-    passages = (passage(number, *paragraph) for number, paragraph in enumerate(paragraphs, 1))
-    return Sample(
-        sample_id=record["id"],
-        parts=Parts(
-            before=f"{INSTRUCTIONS}\n\nThe following are given passages.\n",
-            document="".join(passages).rstrip("\n"),
-            after=f"\n\n{INSTRUCTIONS}\n\nQuestion: {record['question'].strip()}\nAnswer:",
-        ),
-        references=[record["answer"]] if record["answer"] else [],
-        evidence=evidence,
-        extra={"type": record["type"]},
-    )
+
+
+def sample(record: dict[str, Any], number: int, _settings: HotpotQASettings) -> Sample:
+    """A Sample of a record in the schema of `hotpotqa/hotpot_qa`, or of plain columns."""
+    with Fields(record) as fields:
+        document, evidence = paragraphs_of(fields)
+        return Sample(
+            sample_id=fields.label("id", "_id") or f"record-{number}",
+            parts=Parts(
+                before=f"{INSTRUCTIONS}\n\nThe following are given passages.\n",
+                document=document,
+                after=f"\n\n{INSTRUCTIONS}\n\nQuestion: {fields.text('question').strip()}\nAnswer:",
+            ),
+            references=fields.references("answer", "answers"),
+            evidence=evidence,
+            extra={"type": fields.label("type")},
+        )
 
 
 TASK = Task(
@@ -75,6 +89,7 @@ TASK = Task(
     score_names=("em", "f1"),
     needs_chat_turn=True,
     groups=("type", "evidence_kept"),
+    example=EXAMPLE,
 )
 
 if __name__ == "__main__":

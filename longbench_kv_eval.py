@@ -14,11 +14,16 @@ from longctx.config import variable
 from longctx.letters import letter_of
 from longctx.metrics.exact import letter_score
 from longctx.prompts import Parts
+from longctx.records import Fields
 from longctx.runner import main
 from longctx.settings import PositiveInt, Settings, redefault
 from longctx.task import Sample, Task
 
 LETTERS = ("A", "B", "C", "D")
+EXAMPLE = """\
+{"context": "The whole document.", "question": "Who ran?",
+ "choices": ["Zoë", "Bo", "Ann", "Max"],
+ "answer": "A"}"""
 
 
 @dataclass(frozen=True)
@@ -39,27 +44,26 @@ class LongBenchSettings(Settings):
     )
 
 
-def sample(record: dict[str, Any], _number: int, settings: LongBenchSettings) -> Sample:
-    """A Sample of a record in the schema of `zai-org/LongBench-v2`."""
-    choices = {letter: record[f"choice_{letter}"].strip() for letter in LETTERS}
-    listed = "\n".join(f"({letter}) {text}" for letter, text in choices.items())
-    if record["answer"] not in LETTERS:
-        raise ValueError(f"its answer is {record['answer']!r}, none of {', '.join(LETTERS)}")
-    return Sample(
-        sample_id=record["_id"],
-        parts=Parts(
-            before="Please read the following text and answer the question below.\n\n<text>\n",
-            document=record["context"].strip(),
-            after="\n</text>\n\nWhat is the correct answer to this question: "
-            f"{record['question'].strip()}\nChoices:\n{listed}\n\n"
-            'Format your response as follows: "The correct answer is (insert answer here)".',
-            cue="The correct answer is (" if compared_answers(settings) else "",
-        ),
-        references=[record["answer"]],
-        evidence=record.get("evidence", []),
-        choices=choices,
-        extra={"difficulty": record["difficulty"], "length": record["length"]},
-    )
+def sample(record: dict[str, Any], number: int, settings: LongBenchSettings) -> Sample:
+    """A Sample of a record in the schema of `zai-org/LongBench-v2`, or of plain columns."""
+    with Fields(record) as fields:
+        choices = fields.choices(LETTERS)
+        listed = "\n".join(f"({letter}) {text}" for letter, text in choices.items())
+        return Sample(
+            sample_id=fields.label("_id", "id") or f"record-{number}",
+            parts=Parts(
+                before="Please read the following text and answer the question below.\n\n<text>\n",
+                document=fields.text("context", may_be_blank=True).strip(),
+                after="\n</text>\n\nWhat is the correct answer to this question: "
+                f"{fields.text('question').strip()}\nChoices:\n{listed}\n\n"
+                'Format your response as follows: "The correct answer is (insert answer here)".',
+                cue="The correct answer is (" if compared_answers(settings) else "",
+            ),
+            references=[fields.letter("answer", choices)],
+            evidence=fields.texts("evidence"),
+            choices=choices,
+            extra={name: fields.label(name) for name in ("difficulty", "length")},
+        )
 
 
 def answer(text: str, sample: Sample, prompt_is_raw: bool) -> str:
@@ -84,6 +88,7 @@ TASK = Task(
     groups=("difficulty", "length"),
     chance=0.25,
     compared_answers=compared_answers,
+    example=EXAMPLE,
 )
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from longctx.answers import free_text
 from longctx.config import variable
 from longctx.metrics import overlap
 from longctx.prompts import Parts
+from longctx.records import EXAMPLE, Fields
 from longctx.runner import main
 from longctx.settings import Settings, redefault
 from longctx.task import Sample, Task
@@ -33,21 +34,26 @@ class NarrativeQASettings(Settings):
 
 
 def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -> Sample:
-    """A Sample of a record in the schema of `deepmind/narrativeqa`."""
-    document, question = record["document"], record["question"]
-    extra = {"answer_depth": question["answer_depth"]} if "answer_depth" in question else {}
-    return Sample(
-        sample_id=f"{document['id']}-{number}",
-        parts=Parts(
-            before=f"{INSTRUCTIONS}\n\nStory: ",
-            document=document["summary"]["text"] if settings.use_summary else document["text"],
-            after=f"\n\nNow answer the question based on the story.\n\n"
-            f"Question: {question['text'].strip()}\n\nAnswer:",
-        ),
-        references=[answer["text"] for answer in record["answers"]],
-        evidence=question.get("evidence", []),
-        extra=extra,
-    )
+    """A Sample of a record in the schema of `deepmind/narrativeqa`, or of plain columns."""
+    with Fields(record) as fields:
+        document = (
+            fields.text("document.summary.text")
+            if settings.use_summary
+            else fields.text("document.text", "context", may_be_blank=True)
+        )
+        depth = fields.number("question.answer_depth")
+        return Sample(
+            sample_id=f"{fields.label('document.id', 'id') or 'record'}-{number}",
+            parts=Parts(
+                before=f"{INSTRUCTIONS}\n\nStory: ",
+                document=document,
+                after=f"\n\nNow answer the question based on the story.\n\n"
+                f"Question: {fields.text('question.text', 'question').strip()}\n\nAnswer:",
+            ),
+            references=fields.references("answers", "answer"),
+            evidence=fields.texts("question.evidence", "evidence"),
+            extra={} if depth is None else {"answer_depth": depth},
+        )
 
 
 TASK = Task(
@@ -59,6 +65,7 @@ TASK = Task(
     score=overlap.score,
     score_names=overlap.SCORE_NAMES,
     check_scores=overlap.check,
+    example=EXAMPLE,
 )
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ if not __package__:
 
 from annotated_types import MinLen
 from huggingface_hub.constants import HF_HOME
+from pydantic import create_model
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
@@ -59,6 +60,8 @@ _VERSION = 1
 DATASET_HELP = "hub id, or a local `.json`, `.jsonl` or `.parquet` file"
 
 Result = dict[str, Any]
+_COUNT = create_model("_COUNT", tokens=int, samples=int, groups=dict[str, int])
+_COUNTED = create_model("_COUNTED", n_missing=int, counts=list[_COUNT])  # type: ignore[valid-type]
 AnySettings = TypeVar("AnySettings", bound="DataSettings")
 
 
@@ -232,8 +235,8 @@ def _cached(identity: Result, compute: Callable[[], Result]) -> Result:
     key = results.fingerprint(identity | {"version": _VERSION}, identity["data_fingerprint"])
     path = Path(HF_HOME) / "longctx" / "token_counts" / f"{key}.json"
     try:
-        counted: Result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        counted: Result = _COUNTED.model_validate_json(path.read_bytes()).model_dump()
+    except (OSError, ValueError):  # none there, or torn, or of something else
         counted = compute()
     else:
         notice(f"counted before: {path}")

@@ -5,6 +5,7 @@ from typing import Any
 
 from longctx.config import SettingError
 from longctx.data import Record
+from longctx.records import text_of
 
 
 def value_at(value: Any, path: Sequence[str]) -> Any:
@@ -59,9 +60,11 @@ def texts(
         except TypeError as error:
             problem = f"record {number} holds no text there but {error}; the fields are "
             raise SettingError("FIELD", field, problem + ", ".join(names(record))) from None
-        if isinstance(label, (list, Mapping)):
-            raise SettingError("GROUP_BY", group_by, f"record {number} holds no label there")
-        yield text, None if group_by is None else "none" if label is None else str(label)
+        try:
+            yield text, None if group_by is None else "none" if label is None else text_of(label)
+        except TypeError:
+            problem = f"record {number} holds no label there"
+            raise SettingError("GROUP_BY", group_by, problem) from None
 
 
 def _look_up(record: Record, number: int, variable: str, path: str) -> Any:

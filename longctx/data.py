@@ -1,10 +1,14 @@
 """Records of a data set, from the hub or from a local file, and their fingerprint."""
 
+import codecs
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,9 @@ from longctx.redaction import reason
 from longctx.settings import Settings
 
 NO_RECORDS = "holds no records"
-# How each kind of file is read; few rows at a time of Parquet, whose row groups can be huge.
-_READER_OF_SUFFIX: dict[str, dict[str, Any]] = {
-    ".json": {"path": "json"},
-    ".jsonl": {"path": "json"},
-    ".parquet": {"path": "parquet", "batch_size": 16},
-}
+_SUFFIXES = (".json", ".jsonl", ".parquet")
+_PARQUET_ROWS = 16  # at a time: row groups can be huge
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Record = dict[str, Any]
 
@@ -31,15 +32,16 @@ class Source:
 
     dataset_id: str
     is_file: bool
-    rows: Iterable[Record]
+    rows: Callable[[], Iterable[Record]]
     commit: str
+    errors: tuple[type[Exception], ...] = (OSError, ValueError)
 
     def records(self) -> Iterator[Record]:
-        """All records, streamed: of a `.json` file that is one array alone, everything is read at
+        """All records, streamed: of a JSON file that is one array alone, everything is read at
         once. Raises SettingError.
         """
-        with _clear_errors(self.dataset_id, self.is_file):
-            yield from self.rows
+        with _clear_errors(self.dataset_id, self.is_file, self.errors):
+            yield from self.rows()
 
     def fingerprint(self) -> str:
         """Changes when the data set does: a file's content, a hub data set's commit."""
@@ -52,14 +54,15 @@ class Source:
 def find(dataset_id: str, split: str, dataset_config: str | None = None) -> Source:
     """The split of a hub data set, or a file, which is one split. Raises SettingError."""
     path = Path(dataset_id)
-    is_file = path.suffix in _READER_OF_SUFFIX
+    is_file = path.suffix in _SUFFIXES
     if is_file and not path.is_file():
         raise SettingError("DATASET_ID", dataset_id, "no such file")
     if path.is_file() and not is_file:
-        kinds = ", ".join(_READER_OF_SUFFIX)
-        raise SettingError("DATASET_ID", dataset_id, f"is none of the kinds {kinds}")
+        raise SettingError("DATASET_ID", dataset_id, f"is none of the kinds {', '.join(_SUFFIXES)}")
     if is_file and not path.stat().st_size:
         raise SettingError("DATASET_ID", dataset_id, NO_RECORDS)
+    if path.suffix in (".json", ".jsonl"):
+        return Source(dataset_id, True, partial(_json_records, path), commit="")
     try:
         import datasets
     except ImportError:
@@ -69,16 +72,69 @@ def find(dataset_id: str, split: str, dataset_config: str | None = None) -> Sour
     datasets.disable_progress_bars()
     # What goes wrong is said in one line, by SettingError.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    with _clear_errors(dataset_id, is_file):
+    errors = (OSError, ValueError, datasets.exceptions.DatasetsError)
+    with _clear_errors(dataset_id, is_file, errors):
         if is_file:
-            reader = _READER_OF_SUFFIX[path.suffix]
-            builder = datasets.load_dataset_builder(**reader, data_files=str(path))
+            builder = datasets.load_dataset_builder(
+                "parquet", data_files=str(path), batch_size=_PARQUET_ROWS
+            )
         else:
             hub.go_offline_if_unreachable()
             builder = datasets.load_dataset_builder(dataset_id, dataset_config)
         # Streamed: of NarrativeQA's gigabytes only the rows that are used are fetched.
         rows = builder.as_streaming_dataset(split="train" if is_file else split)
-    return Source(dataset_id, is_file, rows, commit=builder.hash)
+    return Source(dataset_id, is_file, lambda: rows, builder.hash, errors)
+
+
+def _json_records(path: Path) -> Iterator[Record]:
+    """Records of a file of JSON lines, of one array or of one object, whatever its suffix.
+
+    Read here, line by line, since readers of tables want one type for a column and make times of
+    texts that look like dates. Raises OSError, ValueError.
+    """
+    is_first = True
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(codecs.BOM_UTF8).strip()
+            if not text:
+                continue
+            try:
+                found = _parsed(text, number)
+            except ValueError:
+                if not is_first:
+                    raise
+                # One array or object over several lines.
+                found = _parsed(text + b"\n" + file.read(), number)
+            is_first = False
+            for record in found if isinstance(found, list) else [found]:
+                if not isinstance(record, dict):
+                    raise ValueError(f"line {number} holds a record that is no object")
+                yield record
+
+
+def _parsed(text: bytes, first_line: int) -> Any:
+    try:
+        value = json.loads(text.decode())
+        # Only an escape can bring in half of a surrogate pair, which no other file can hold.
+        return _without_surrogates(value) if b"\\u" in text else value
+    except UnicodeDecodeError as error:
+        line = first_line + text.count(b"\n", 0, error.start)
+        raise ValueError(f"line {line} is no UTF-8") from None
+    except json.JSONDecodeError as error:
+        problem = f"line {first_line - 1 + error.lineno} is no JSON: {error.msg}"
+        raise ValueError(problem) from None
+    except RecursionError:
+        raise ValueError(f"line {first_line} is nested too deeply") from None
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    return value
 
 
 def read(settings: Settings) -> list[Record]:
@@ -94,12 +150,12 @@ def read(settings: Settings) -> list[Record]:
 
 
 @contextmanager
-def _clear_errors(dataset_id: str, is_file: bool) -> Iterator[None]:
-    import datasets
-
+def _clear_errors(
+    dataset_id: str, is_file: bool, errors: tuple[type[Exception], ...]
+) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except errors as error:
         raise SettingError("DATASET_ID", dataset_id, _problem(error, is_file)) from error
 
 

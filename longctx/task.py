@@ -1,13 +1,16 @@
 """What a script says about its data set, and its samples for each context length."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, Protocol
 
 from kv_compression.attention import Backend
 from longctx import data
 from longctx.config import SettingError
+from longctx.console import notice
 from longctx.prompts import ContextTooShortError, Parts, PromptBuilder
+from longctx.records import RecordError
 from longctx.settings import Settings
 
 # (seed, count, document_tokens, count_tokens) -> records in a data set's schema
@@ -43,9 +46,9 @@ class Task:
     """What a script says about its data set; the rest is the harness's.
 
     settings: the script's Settings class.
-    sample: a record of the data set, its number and the settings -> a Sample. KeyError, TypeError,
-        ValueError, IndexError and AttributeError mean that the record is not of the data set's
-        schema.
+    sample: a record of the data set, its number and the settings -> a Sample. RecordError,
+        KeyError, TypeError, ValueError, IndexError and AttributeError mean that the record is not
+        of the data set's schema.
     synthesize: what writes the records of each DATASET_ID that the project writes itself.
     answer: the model's text, its sample and whether the prompt was raw -> the prediction, empty
         for none.
@@ -61,6 +64,7 @@ class Task:
     chance: the score `em` that guessing would give; None where it cannot be known.
     compared_answers: settings -> answers of which the most probable one after the prompt is the
         prediction, so that nothing is generated; none to generate.
+    example: a record as JSON, shown where one is not of the schema.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Task:
     script: str | None = None
     chance: float | None = None
     compared_answers: Callable[[Any], tuple[str, ...]] = lambda _settings: ()
+    example: str = ""
 
 
 def samples_by_context(
@@ -100,17 +105,43 @@ def samples_by_context(
 
 
 def _parse(task: Task, settings: Settings, records: list[data.Record]) -> list[Sample]:
-    samples = []
+    samples: dict[str, Sample] = {}
+    n_renamed = 0
     for number, record in enumerate(records):
         try:
-            samples.append(task.sample(record, number, settings))
-            if not isinstance(samples[-1].parts.document, str):
-                raise TypeError("its document is no text")
+            sample = task.sample(record, number, settings)
+            _check(sample)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             problem = f"record {number} is not of {task.name}'s schema: {what}"
+            if isinstance(error, RecordError) and task.example:
+                problem += f"; docs/datasets.md tells the columns, such as\n{task.example}"
             raise SettingError("DATASET_ID", settings.dataset_id, problem) from error
-    return samples
+        n_renamed += sample.sample_id in samples
+        while sample.sample_id in samples:
+            sample = replace(sample, sample_id=f"{sample.sample_id} (record {number})")
+        samples[sample.sample_id] = sample
+    if n_renamed:
+        # Runs are compared by the ids of their samples.
+        notice(f"{n_renamed} ids of {settings.dataset_id} are not unique: their record is added")
+    n_unanswered = sum(not sample.references for sample in samples.values())
+    if n_unanswered:
+        notice(f"{n_unanswered} of {len(samples)} records have no answer, so they have no scores")
+    return list(samples.values())
+
+
+def _check(sample: Sample) -> None:
+    """Raises TypeError for what is no text, or cannot stand in results."""
+    for name, value in (
+        ("sample_id", [sample.sample_id]),
+        ("prompt", astuple(sample.parts)),
+        ("references", sample.references),
+        ("evidence", sample.evidence),
+        ("choices", [*sample.choices.values()]),
+    ):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise TypeError(f"its {name} is no text")
+    json.dumps(sample.extra)
 
 
 def _check_contexts(settings: Settings, builder: PromptBuilder, samples: Sequence[Sample]) -> int:

@@ -133,6 +133,8 @@ def test_a_field_is_found_by_its_path(record, path, text):
 def test_later_records_may_lack_the_field_and_labels_are_texts():
     records = [{"a": "x", "b": 0}, {"b": None}, {"a": "y"}]
     assert list(fields.texts(records, "a", "b")) == [("x", "0"), (None, "none"), ("y", "none")]
+    with pytest.raises(SettingError, match="record 0 holds no label there"):
+        list(fields.texts([{"a": "x", "b": float("nan")}], "a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -228,10 +230,11 @@ def test_the_same_is_counted_once_and_a_changed_file_anew(run, tmp_path, monkeyp
     run(path, FIELD="a", N_SAMPLES="1")
     run(path, FIELD="b")
     assert counted[4:] == ["one two", "x", "y"]
-    for kept in (tmp_path / "home").rglob("*.json"):
-        kept.write_text('{"counts": [')
-    run(path, FIELD="b")
-    assert counted[7:] == ["x", "y"]
+    for n_before, torn in ((7, '{"counts": ['), (9, "[]"), (11, '{"counts": [1], "n_missing": 0}')):
+        for kept in (tmp_path / "home").rglob("*.json"):
+            kept.write_text(torn)
+        run(path, FIELD="b")
+        assert counted[n_before:] == ["x", "y"]
 
 
 @pytest.mark.model

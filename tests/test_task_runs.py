@@ -143,39 +143,23 @@ def test_resume_and_unequal_batches(tiny_folder, tmp_path, script):
     assert without_timings(resumed["ctx_summaries"]) == without_timings(unbroken["ctx_summaries"])
 
 
-HOTPOT = {
-    "id": "i", "question": "q", "answer": "a", "type": "bridge",
-    "supporting_facts": {"title": [], "sent_id": []}, "context": {"title": [], "sentences": []},
-}  # fmt: skip
-LONGBENCH = {
-    "_id": "i", "question": "q", "answer": "A", "difficulty": "easy", "length": "short",
-    "context": "c", "choice_A": "1", "choice_B": "2", "choice_C": "3", "choice_D": "4",
-}  # fmt: skip
-CASES = [
-    *((hotpotqa_eval, HOTPOT, {name: None}, f"no '{name}'") for name in HOTPOT),
-    *((longbench_kv_eval, LONGBENCH, {name: None}, f"no '{name}'") for name in LONGBENCH),
-    (hotpotqa_eval, HOTPOT, {"context": [["T", ["S"]]]}, "must be integers"),
-    (hotpotqa_eval, HOTPOT, {"context": {"title": ["T"], "sentences": []}}, "zip()"),
-    (longbench_kv_eval, LONGBENCH, {"answer": "5"}, "its answer is '5'"),
-    (longbench_kv_eval, LONGBENCH, {"choice_B": 2}, "strip"),
-    (longbench_kv_eval, LONGBENCH, {"context": 7}, "strip"),
-]
-
-
-@pytest.mark.parametrize(("script", "record", "changes", "message"), CASES)
+@pytest.mark.parametrize("script", [hotpotqa_eval, longbench_kv_eval], ids=["hotpot", "longbench"])
 def test_a_record_of_another_schema_is_exit_code_2(
-    tiny_folder, tmp_path, monkeypatch, capsys, script, record, changes, message
+    tiny_folder, tmp_path, monkeypatch, capsys, script
 ):
     path = tmp_path / "data.jsonl"
-    record = {k: v for k, v in (record | changes).items() if v is not None}
-    path.write_text(json.dumps(record) + "\n")
+    path.write_text('{"context": "A text."}\n')
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit) as stop:
         runner.main(script.TASK, "", environ(tiny_folder, tmp_path, DATASET_ID=str(path)))
     assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert f"error: DATASET_ID={path}: record 0 is not of {script.TASK.name}'s schema" in error
-    assert message in error
+    _note, error, *example = capsys.readouterr().err.splitlines()
+    assert error.startswith(
+        f"error: DATASET_ID={path}: record 0 is not of {script.TASK.name}'s schema: no "
+    )
+    assert "no question" in error
+    assert "no answer" in error
+    assert "\n".join(example) == script.TASK.example
 
 
 def test_letters_that_are_no_tokens_of_their_own(tiny_folder, tmp_path, monkeypatch):
