@@ -36,6 +36,7 @@ from transformers import PreTrainedTokenizerBase
 from context_histograms import fields
 from longctx import (
     config,
+    console,
     data,
     environment,
     models,
@@ -277,6 +278,7 @@ def main(
 
     Exit code 2 for a setting that cannot be used.
     """
+    config.guard()
     parser = argparse.ArgumentParser(
         description=description,
         epilog=config.help_text(settings_class),
@@ -287,7 +289,7 @@ def main(
         settings, known = config.read(settings_class, environ)
         paths = work(settings, known, preflight.writable_folder(settings.logdir))
     except CannotRunError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        console.error(error)
         sys.exit(2)
     tables.print_paths(paths)
 

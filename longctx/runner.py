@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from kv_compression.generation import stop_token_ids
-from longctx import config, identity, models, prefill, preflight, results, tables
+from longctx import config, console, identity, models, prefill, preflight, results, tables
 from longctx.config import CannotRunError, Environment
-from longctx.console import notice, printable, stdout
+from longctx.console import notice, stdout
 from longctx.interrupt import Terminated, sigterm_raises
 from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary
@@ -30,6 +30,7 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
     Exit code 2 for a setting that cannot be used, 1 when results cannot be written any more, 130
     after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
     """
+    config.guard()
     parser = argparse.ArgumentParser(
         description=description,
         epilog=config.help_text(task.settings),
@@ -40,7 +41,7 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
         with sigterm_raises():
             Run(task, *config.read(task.settings, environ)).execute()
     except CannotRunError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        console.error(error)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -142,6 +143,7 @@ class Run:
             tracker.interrupted()
             raise
         except OSError as error:
+            tracker.interrupted()
             raise SystemExit(
                 f"error: LOGDIR={self.settings.logdir}: {error.strerror}; finished requests are "
                 f"kept in {files.journal}, for RESUME=1"
