@@ -55,12 +55,15 @@ _SHAPES = (
     # GitHub, GitLab
     re.compile(r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|\bglpat-[\w-]{16,}"),
     # OpenAI, Anthropic and those who write keys as they do
-    re.compile(r"\bsk-(?=[\w-]{0,99}\d)(?:[a-z0-9]{1,20}-){0,4}[A-Za-z0-9_]{16,}[\w-]*"),
+    re.compile(
+        r"\bsk-(?:(?:proj|ant|svcacct|admin|or)-[\w-]{16,}"
+        r"|(?=[\w-]{0,99}\d)(?:[a-z0-9]{1,20}-){0,4}[A-Za-z0-9_]{16,}[\w-]*)"
+    ),
     # AWS, Google, Slack
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\bAIza[\w-]{30,}|\bxox[a-z]-[\w-]{10,}"),
     # JSON web tokens, npm, PyPI
     re.compile(
-        r"\beyJ[\w-]{8,999}\.[\w-]{8,}(?:\.[\w-]*)?|\bnpm_[A-Za-z0-9]{20,}|\bpypi-[\w-]{30,}"
+        r"\beyJ[\w-]{8,499}\.[\w-]{8,}(?:\.[\w-]*)?|\bnpm_[A-Za-z0-9]{20,}|\bpypi-[\w-]{30,}"
     ),
 )
 _NOTHING = re.compile(r"(?!)")
