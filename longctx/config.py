@@ -78,7 +78,10 @@ class Variable:
 
     def parse(self, text: str) -> Any:
         """The value that `text` stands for. Raises SettingError."""
-        is_list = get_origin(_bare(self.annotation)) is tuple
+        origin = get_origin(self.annotation)
+        is_list = (
+            get_origin(get_args(self.annotation)[0]) if origin is Annotated else origin
+        ) is tuple
         if not text.strip() and not is_list:
             raise SettingError(self.name, text, "is empty; leave it unset for its default")
         value: Any = text.strip()
@@ -96,10 +99,6 @@ class Variable:
             problem = error.errors()[0]["msg"].replace("Input should", "should")
             example = f"; for example {self.name}={text_of(self.default)}"
             raise SettingError(self.name, text, problem + (example if is_list else "")) from None
-
-
-def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def text_of(value: Any) -> str:
@@ -218,8 +217,8 @@ def read(
     given = {known.name: environ[known.name] for known in declared if known.name in environ}
     redaction.remember(os.environ, environ)
     for name, value in given.items():
-        if (shown := redaction.masked(value)) != value:
-            raise SettingError(name, shown, "holds a password or token, which results would show")
+        if redaction.masked(value) != value:
+            raise SettingError(name, value, "holds a password or token, which results would show")
     values = {
         known.name: known.parse(given[known.name]) if known.name in given else known.default
         for known in declared

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from longctx.redaction import masked
 
@@ -96,6 +97,12 @@ class _Record(logging.LogRecord):
         return _plain(super().getMessage())
 
 
+def _without_secrets(shown: Any) -> Any:
+    if isinstance(shown, Text) and (text := masked(shown.plain)) != shown.plain:
+        return Text(text)
+    return shown
+
+
 class _Console(Console):
     """Writes past the guard, since the escape sequences are its own; what it shows is plain."""
 
@@ -107,6 +114,10 @@ class _Console(Console):
     @file.setter
     def file(self, file: IO[str]) -> None:
         self._file = file
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        # What others write to stderr beside a progress bar comes as Text.
+        super().print(*map(_without_secrets, objects), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -87,8 +87,12 @@ def test_tables_and_bars_keep_their_colours_and_nobody_elses(guarded):
     assert "\x1b[" in out.getvalue()
     with Progress(console=stderr) as progress:
         progress.add_task("\x1b]0;pwned\x07", total=1)
-        print("\x1b]8;;http://evil\x1b\\text\x1b]8;;\x1b\\ \x1b]0;pwned\x07", file=sys.stderr)
+        print(
+            "\x1b]8;;http://evil\x1b\\text\x1b]8;;\x1b\\ \x1b]0;pwned\x07 hunter2-secret",
+            file=sys.stderr,
+        )
     for text in (out.getvalue(), err.getvalue()):
         assert "\x1b[" in text
         assert "pwn" in text
         assert "\x1b]" not in text
+        assert "hunter2" not in text
