@@ -78,10 +78,7 @@ class Variable:
 
     def parse(self, text: str) -> Any:
         """The value that `text` stands for. Raises SettingError."""
-        origin = get_origin(self.annotation)
-        is_list = (
-            get_origin(get_args(self.annotation)[0]) if origin is Annotated else origin
-        ) is tuple
+        is_list = get_origin(_bare(self.annotation)) is tuple
         if not text.strip() and not is_list:
             raise SettingError(self.name, text, "is empty; leave it unset for its default")
         value: Any = text.strip()
@@ -99,6 +96,10 @@ class Variable:
             problem = error.errors()[0]["msg"].replace("Input should", "should")
             example = f"; for example {self.name}={text_of(self.default)}"
             raise SettingError(self.name, text, problem + (example if is_list else "")) from None
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def text_of(value: Any) -> str:
