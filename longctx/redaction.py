@@ -22,7 +22,7 @@ _NO_SECRETS = {"default", "disabled", "enabled", "optional", "password", "requir
 # A part of a variable's name, between underscores, that tells of a secret ...
 _SECRET_PART = re.compile(
     r"\w*(?:PASSWORDS?|PASSWD|PASSPHRASE|PASSCODE|SECRETS?|TOKEN|CREDENTIALS?|COOKIES?|APIKEYS?)"
-    r"|(?:ADMIN|DB|FTP|MYSQL|PG|REDIS|ROOT|SMTP|SSH|USER)?PASS|PWD|CREDS|AUTH|SAS|PAT|JWT|DSN"
+    r"|(?:ADMIN|DB|FTP|MYSQL|PG|REDIS|ROOT|SMTP|SSH|USER)?PASS|PWD|CREDS|AUTH|BEARER|SAS|PAT|JWT|DSN"
     r"|(?:ACCESS|AUTH|PRIVATE|SECRET|SIGNING)?KEYS?|CONNSTR|CONNECTIONSTRING"
 )
 _SECRET_NAME = re.compile(
@@ -59,6 +59,9 @@ _SHAPES = (
         r"\bsk-(?:(?:proj|ant|svcacct|admin|or)-[\w-]{16,}"
         r"|(?=[\w-]{0,99}\d)(?:[a-z0-9]{1,20}-){0,4}[A-Za-z0-9_]{16,}[\w-]*)"
     ),
+    # Stripe, SendGrid, Groq, Replicate, NVIDIA; a web hook of Slack
+    re.compile(r"\b[rs]k_(?:live|test)_\w{10,}|\bSG\.[\w-]{16,99}\.[\w-]{16,}"),
+    re.compile(r"\b(?:gsk_|r8_|nvapi-)[\w-]{20,}|(?<=hooks\.slack\.com/services/)\S+"),
     # AWS, Google, Slack
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}|\bAIza[\w-]{30,}|\bxox[a-z]-[\w-]{10,}"),
     # JSON web tokens, npm, PyPI
