@@ -31,6 +31,7 @@ class Report:
     """
 
     def __init__(self, arguments: argparse.Namespace):
+        config.guard()
         self.path: Path = arguments.output
         script = f"benchmarks/{Path(sys.argv[0]).name}"
         self.limits: Row = _measure.limits(arguments.dtype)

@@ -37,6 +37,7 @@ from transformers import PreTrainedTokenizerBase
 from context_histograms import fields
 from longctx import (
     config,
+    console,
     data,
     environment,
     models,
@@ -280,6 +281,7 @@ def main(
 
     Exit code 2 for a setting that cannot be used.
     """
+    config.guard()
     parser = argparse.ArgumentParser(
         description=description,
         epilog=config.help_text(settings_class),
@@ -290,7 +292,7 @@ def main(
         settings, known = config.read(settings_class, environ)
         paths = work(settings, known, preflight.writable_folder(settings.logdir))
     except CannotRunError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        console.error(error)
         sys.exit(2)
     tables.print_paths(paths)
 

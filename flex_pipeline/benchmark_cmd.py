@@ -155,6 +155,7 @@ def table_of(
 
 def main() -> int:
     """Run what is not done, print the table, write `grid.json`; returns the exit code."""
+    config.guard()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

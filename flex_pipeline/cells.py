@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from longctx.redaction import masked
 from longctx.results import write_whole
 
 _POLL_S = 0.1
@@ -148,7 +149,8 @@ def _signal_group(running: _Running, number: int) -> None:
 
 
 def _record(running: _Running, timeout_s: float | None) -> Record:
-    stderr = (running.folder / "stderr.txt").read_text(encoding="utf-8", errors="replace")
+    # Written by libraries too, which know nothing of the guard of a run's own text.
+    stderr = masked((running.folder / "stderr.txt").read_text(encoding="utf-8", errors="replace"))
     tail = [line for line in stderr.splitlines() if line.strip()][-_TAIL_LINES:]
     record = Record(
         variables=dict(running.cell.variables),

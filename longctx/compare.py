@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from longctx import apart, paired, saved, tables
+from longctx import apart, config, console, paired, saved, tables
 from longctx.config import CannotRunError, SettingError
-from longctx.console import notice, printable, stdout
+from longctx.console import notice, stdout
 from longctx.saved import FullResults
 
 Names = tuple[str, str]
@@ -137,6 +137,7 @@ def compare(files: list[Path]) -> None:
 
 def main() -> None:
     """Compare the files named on the command line. Exit code 2 for runs that cannot be."""
+    config.guard()
     parser = argparse.ArgumentParser(
         prog="python -m longctx.compare",
         description=__doc__,
@@ -146,7 +147,7 @@ def main() -> None:
     try:
         compare(parser.parse_args().files)
     except CannotRunError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        console.error(error)
         sys.exit(2)
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from kv_compression import methods
-from longctx import quantization, redaction
+from longctx import console, quantization, redaction
 from longctx.console import notice
 from longctx.tables import markdown
 
@@ -200,6 +200,12 @@ class Environment:
         }
 
 
+def guard() -> None:
+    """Before anything else in a command: what it prints is plain text without secrets."""
+    redaction.remember(os.environ)
+    console.guard()
+
+
 def read(
     cls: type[AnySettings], environ: Mapping[str, str] | None = None
 ) -> tuple[AnySettings, Environment]:
@@ -210,10 +216,10 @@ def read(
     environ = os.environ if environ is None else environ
     declared = variables(cls)
     given = {known.name: environ[known.name] for known in declared if known.name in environ}
-    secrets = redaction.secrets_of(environ)
+    redaction.remember(os.environ, environ)
     for name, value in given.items():
-        if (shown := redaction.masked(value, secrets)) != value:
-            raise SettingError(name, shown, "holds a password or token, which results would show")
+        if redaction.masked(value) != value:
+            raise SettingError(name, value, "holds a password or token, which results would show")
     values = {
         known.name: known.parse(given[known.name]) if known.name in given else known.default
         for known in declared
@@ -239,10 +245,10 @@ def without_settings(cls: type) -> dict[str, str]:
 
     Settings of `cls` that can change a figure are left out, with a notice for each.
     """
+    redaction.remember(os.environ)
     left_out = {known.name for known in variables(cls) if known.changes_results}
     for name in sorted(left_out & set(os.environ)):
-        value = redaction.masked(os.environ[name], redaction.secrets_of(os.environ))
-        notice(f"{name}={value} of the environment is not passed on")
+        notice(f"{name}={os.environ[name]} of the environment is not passed on")
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 

@@ -11,9 +11,19 @@ from transformers import PreTrainedModel
 
 from kv_compression import out_of_memory
 from kv_compression.generation import stop_token_ids
-from longctx import config, identity, models, outcomes, prefill, preflight, results, tables
+from longctx import (
+    config,
+    console,
+    identity,
+    models,
+    outcomes,
+    prefill,
+    preflight,
+    results,
+    tables,
+)
 from longctx.config import CannotRunError, Environment, SettingError
-from longctx.console import notice, printable, stdout
+from longctx.console import notice, stdout
 from longctx.interrupt import Terminated, sigterm_raises
 from longctx.redaction import reason
 from longctx.requests import ContextRun, Requests
@@ -33,6 +43,7 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
     Exit code 2 for a setting that cannot be used, 1 when every request failed or results cannot be
     written any more, 130 after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
     """
+    config.guard()
     parser = argparse.ArgumentParser(
         description=description,
         epilog=config.help_text(task.settings),
@@ -44,7 +55,7 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
             run = Run(task, *config.read(task.settings, environ))
             run.execute()
     except CannotRunError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        console.error(error)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -52,7 +63,7 @@ def main(task: Task, description: str, environ: Mapping[str, str] | None = None)
         sys.exit(143)
     if run.failure is not None:
         if run.workers.is_first:
-            print(f"error: {printable(run.failure)}", file=sys.stderr)
+            console.error(run.failure)
         sys.exit(1)
 
 
@@ -156,6 +167,7 @@ class Run:
             tracker.interrupted()
             raise
         except OSError as error:
+            tracker.interrupted()
             raise SystemExit(
                 f"error: LOGDIR={self.settings.logdir}: {error.strerror}; finished requests are "
                 f"kept in {files.journal}, for RESUME=1"

@@ -14,14 +14,13 @@ import importlib
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from longctx import config
+from longctx import config, console
 from longctx.config import CannotRunError
 from longctx.console import notice
 from longctx.interrupt import Terminated, sigterm_raises
@@ -67,7 +66,7 @@ def run(cell: Cell, supplies: Supplies) -> str | None:
     except torch.AcceleratorError:
         raise  # the device does nothing more in this process
     except Exception as error:  # whatever is wrong with a cell, the others are run
-        traceback.print_exc()
+        console.print_traceback()
         return f"{type(error).__name__}: {error}"
     return one.failure
 
@@ -92,6 +91,7 @@ def run_all(cells: list[Cell]) -> int:
 
 def main() -> int:
     """Run what stdin says; returns the exit code."""
+    config.guard()
     parser = argparse.ArgumentParser(
         prog="python -m longctx.sweep",
         description=__doc__,
@@ -102,7 +102,7 @@ def main() -> int:
         with sigterm_raises():
             return run_all(read(sys.stdin))
     except CannotRunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.error(error)
         return 2
     except KeyboardInterrupt:
         return 130

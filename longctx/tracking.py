@@ -1,14 +1,22 @@
-"""Weights & Biases, where it is installed and there are credentials; a run never depends on it."""
+"""Weights & Biases, where it is installed and there are credentials; a run never depends on it.
 
+All that belongs to wandb runs on a thread of its own, with a time limit: whatever it raises, and
+where it does not return, the run goes on without it.
+"""
+
+import atexit
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
-from longctx import outcomes
+from longctx import outcomes, redaction
 from longctx.console import notice
-from longctx.redaction import reason
 from longctx.results import Row, Summary
 from longctx.settings import Settings
 
@@ -31,7 +39,58 @@ _GROUP_OF_PREFIX = {
     **dict.fromkeys(outcomes.COUNTS, "samples"),
 }
 
-_INIT_TIMEOUT_S = 20
+_INIT_TIMEOUT_S = 20  # wandb's own, which says why
+_START_LIMIT_S = 30
+_LOG_LIMIT_S = 10
+_FINISH_LIMIT_S = 60
+_SLOW_S = 5  # a failure that took as long is not waited for again by a further run of this process
+_slow: list[Any] = []  # the module, where it is
+
+_Job = tuple[Callable[[], Any], futures.Future]
+
+
+class _GaveUpError(Exception):
+    """W&B raised something or did not return; the message says what."""
+
+
+class _Thread:
+    """Calls, one after the other, on a thread that no process waits for at its end."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        Thread(target=self._work, name="wandb calls", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            function, outcome = self._jobs.get()
+            try:
+                outcome.set_result(function())
+            except BaseException as error:  # whatever wandb raises, sys.exit() included
+                outcome.set_exception(error)
+
+    def call(self, function: Callable[[], Any], limit_s: float) -> Any:
+        """What `function` returns. Raises _GaveUpError when it raises or takes longer."""
+        outcome: futures.Future = futures.Future()
+        self._jobs.put((function, outcome))
+        began = time.monotonic()
+        futures.wait([outcome], timeout=limit_s)
+        error = outcome.exception() if outcome.done() else TimeoutError()
+        if error is None:
+            return outcome.result()
+        if time.monotonic() - began >= _SLOW_S:
+            _slow.append(sys.modules.get("wandb"))
+        if not outcome.done():
+            raise _GaveUpError(f"no answer within {limit_s:g} s")
+        raise _GaveUpError(redaction.reason(error)) from error
+
+
+class _HookOfWandb:
+    """Equal to each function of wandb, for `atexit.unregister`."""
+
+    def __eq__(self, function: object) -> bool:
+        return str(getattr(function, "__module__", "")).partition(".")[0] == "wandb"
+
+    __hash__ = None
 
 
 @contextmanager
@@ -59,42 +118,32 @@ class Tracker:
     ):
         as_0 = (name + outcomes.AS_0 for name in score_names)
         self._score_names = (*score_names, *as_0, "answered_pct", "evidence_kept_pct")
-        self._run = self._start(settings, meta) if writes else None
-
-    def _start(self, settings: Settings, meta: dict[str, Any]) -> Any:
-        if settings.wandb_mode == "disabled":
-            return None
+        self._run: Any = None
+        if not writes or settings.wandb_mode == "disabled":
+            return
+        if _slow and sys.modules.get("wandb") is _slow[-1]:
+            notice("W&B did not answer before; this run is logged to files only")
+            return
+        self._thread = _Thread()
         try:
-            import wandb
-        except ImportError:
-            notice("wandb is not installed; the run is logged to files only")
-            return None
-        try:
+            wandb = self._thread.call(_wandb, _START_LIMIT_S)
+            if wandb is None:
+                notice("wandb is not installed; the run is logged to files only")
+                return
             with _no_questions():
-                run = wandb.init(
-                    project=settings.wandb_project,
-                    entity=settings.wandb_entity,
-                    mode=settings.wandb_mode,  # type: ignore[arg-type]
-                    name=meta["run_id"],
-                    config={**meta, **meta["variables"]},
-                    tags=meta["tags"],
-                    settings=wandb.Settings(silent=True, init_timeout=_INIT_TIMEOUT_S),
+                self._run = self._thread.call(
+                    lambda: _start(wandb, settings, redaction.masked_in(meta)), _START_LIMIT_S
                 )
-        except wandb.errors.Error as error:
+        except _GaveUpError as error:
             notice(
-                f"no W&B ({reason(error)}); this run is logged to files only. WANDB_MODE=offline "
+                f"no W&B ({error}); this run is logged to files only. WANDB_MODE=offline "
                 f"keeps it for a later `wandb sync`, WANDB_MODE=disabled asks no more"
             )
-            return None
-        run.define_metric("context_tokens")
-        for group in ("quality", "latency", "throughput", "memory", "samples"):
-            run.define_metric(f"{group}/*", step_metric="context_tokens")
-        return run
+        # A finished run is stored; at its end a process would wait for what did not finish.
+        atexit.unregister(_HookOfWandb())
 
     def context(self, summary: Summary) -> None:
         """Log the figures of one context length."""
-        if self._run is None:
-            return
         figures: dict[str, Any] = {"context_tokens": summary["context_tokens"]}
         for name, value in summary.items():
             group = self._group(name)
@@ -104,8 +153,7 @@ class Tracker:
             if field:
                 for member, scores in value.items():
                     figures[f"quality/{name}/{member}"] = scores[score]
-        with self._may_fail():
-            self._run.log(figures)
+        self._try(lambda run: run.log(figures), _LOG_LIMIT_S)
 
     def _group(self, name: str) -> str | None:
         if name in self._score_names:
@@ -115,33 +163,64 @@ class Tracker:
 
     def finish(self, rows: Sequence[Row], summary: Summary) -> None:
         """Log the table of requests and the summary, and close the run."""
-        if self._run is None:
-            return
-        import wandb
 
-        # A request that failed has not all of them.
-        columns = list(
-            dict.fromkeys(n for row in rows for n, value in row.items() if type(value) is not list)
-        )
-        table = wandb.Table(columns=list[str | int](columns))
-        for row in rows:
-            table.add_data(*(row.get(name) for name in columns))
-        with self._may_fail():
-            self._run.log({"per_request_metrics": table})
-            self._run.summary.update(summary)
-            self._run.finish()
+        def finish(run: Any) -> None:
+            run.log({"per_request_metrics": _table(rows)})
+            run.summary.update(redaction.masked_in(summary))
+            run.finish()
+
+        self._try(finish, _FINISH_LIMIT_S)
 
     def interrupted(self) -> None:
         """Close the run as one that did not end."""
-        if self._run is not None:
-            with self._may_fail():
-                self._run.finish(exit_code=1)
+        self._try(lambda run: run.finish(exit_code=1), _LOG_LIMIT_S)
 
-    @contextmanager
-    def _may_fail(self) -> Iterator[None]:
-        """W&B can die in the middle of a run, in ways of its own; the run goes on without it."""
+    def _try(self, call: Callable[[Any], None], limit_s: float) -> None:
+        """`call(run)`; the first failure is noted and ends the logging."""
+        if (run := self._run) is None:
+            return
         try:
-            yield
-        except Exception as error:
-            notice(f"W&B failed ({reason(error)}); from here on this run is logged to files only")
+            self._thread.call(lambda: call(run), limit_s)
+        except _GaveUpError as error:
             self._run = None
+            notice(f"W&B failed ({error}); from here on this run is logged to files only")
+
+
+def _wandb() -> Any:
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        if error.name == "wandb":
+            return None
+        raise
+    return wandb
+
+
+def _start(wandb: Any, settings: Settings, meta: dict[str, Any]) -> Any:
+    run = wandb.init(
+        project=settings.wandb_project,
+        entity=settings.wandb_entity,
+        mode=settings.wandb_mode,
+        name=meta["run_id"],
+        config={**meta, **meta["variables"]},
+        tags=meta["tags"],
+        # The terminal's text stays here, and a run is stopped here.
+        settings=wandb.Settings(
+            silent=True, init_timeout=_INIT_TIMEOUT_S, console="off", stop_fn=lambda: None
+        ),
+    )
+    run.define_metric("context_tokens")
+    for group in ("quality", "latency", "throughput", "memory", "samples"):
+        run.define_metric(f"{group}/*", step_metric="context_tokens")
+    return run
+
+
+def _table(rows: Sequence[Row]) -> Any:
+    # A request that failed has not all of them.
+    columns = list(
+        dict.fromkeys(n for row in rows for n, value in row.items() if type(value) is not list)
+    )
+    table = _wandb().Table(columns=columns)
+    for row in rows:
+        table.add_data(*redaction.masked_in([row.get(name) for name in columns]))
+    return table

@@ -38,6 +38,12 @@ def test_csv_cells_are_no_formulas(tmp_path):
     assert [row["task"] for row in rows] == ["'=1+1", "'@x", "'-1"]
 
 
+def test_csv_headings_are_no_formulas(tmp_path):
+    run = full_results([0.1], variables={"=cmd()": "\uff1dx", "@x": 1}, summary={"+1": 2})
+    (row,) = csv.DictReader(io.StringIO(flat.csv_text([(tmp_path, run)])))
+    assert (row["'=cmd()"], row["'@x"], row["'+1"]) == ("'\uff1dx", "1", "2")
+
+
 def test_markdown_is_one_table(tmp_path):
     runs = [full_results([0.1, 0.2]), full_results([None], model="a|b\n<b>`[x](y)")]
     text = flat.markdown([(tmp_path, run) for run in runs])

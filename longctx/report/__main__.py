@@ -8,9 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from longctx import results, saved, tables
+from longctx import config, console, results, saved, tables
 from longctx.config import CannotRunError, SettingError
-from longctx.console import printable
 from longctx.report import flat, page
 
 _SUFFIXES = (".html", ".csv", ".md")
@@ -43,6 +42,7 @@ def write(paths: list[Path], output: Path, samples: int) -> None:
 
 def main() -> None:
     """Write the report that the command line asks for. Exit code 2 when there is none."""
+    config.guard()
     parser = argparse.ArgumentParser(
         prog="python -m longctx.report",
         description=__doc__,
@@ -60,7 +60,7 @@ def main() -> None:
     try:
         write(arguments.paths, arguments.output, arguments.samples)
     except CannotRunError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        console.error(error)
         sys.exit(2)
 
 

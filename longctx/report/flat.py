@@ -15,6 +15,7 @@ Runs = Sequence[tuple[Path, FullResults]]
 
 # What tells runs apart and stands in no summary.
 _META = ("task", "data_fingerprint", "prompt_format", "git_commit")
+_OF_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def csv_text(runs: Runs) -> str:
@@ -35,7 +36,7 @@ def csv_text(runs: Runs) -> str:
             rows.append(_flat(summary) | about | missing)
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
+    writer.writerow({key: _cell(key) for key in writer.fieldnames})
     for row in rows:
         writer.writerow({key: _cell(value) for key, value in row.items()})
     return file.getvalue()
@@ -57,7 +58,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _cell(value: Any) -> Any:
     """A spreadsheet takes text that begins with one of these for a formula."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")):
+    if isinstance(value, str) and value.startswith(_OF_A_FORMULA):
         return f"'{value}"
     return value
 
