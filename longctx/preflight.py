@@ -138,13 +138,22 @@ def decode_graphs(
 
 def uses_chat_template(task: Task, settings: Settings, source: ModelSource) -> bool:
     """Whether prompts stand in the tokenizer's chat template. Raises SettingError."""
-    has_template = source.tokenizer.chat_template is not None
+    has_template = bool(source.tokenizer.chat_template)
     if settings.chat_template == "on" and not has_template:
         raise SettingError("CHAT_TEMPLATE", "on", f"{settings.model_id} has no chat template")
     prefers_raw = source.prefers_raw_prompts and not task.needs_chat_turn
     return settings.chat_template == "on" or (
         settings.chat_template == "auto" and has_template and not prefers_raw
     )
+
+
+def note_thinking(settings: Settings, builder: PromptBuilder) -> None:
+    """Say where ENABLE_THINKING reaches nobody; without a template by wish it is said already."""
+    thinking = settings.enable_thinking
+    if thinking == "auto" or settings.chat_template == "off" or builder.reads_thinking:
+        return
+    why = "its chat template does not read it" if builder.chat_template else "its prompts are raw"
+    notice(f"ENABLE_THINKING={thinking} has no effect on {settings.model_id}: {why}")
 
 
 def choice_tokens(

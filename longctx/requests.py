@@ -17,7 +17,7 @@ from kv_compression.pruning import Pruning
 from longctx import prefill, results
 from longctx.console import notice, stderr
 from longctx.models import ModelSource
-from longctx.prompts import Prompt, PromptBuilder
+from longctx.prompts import Prompt, PromptBuilder, left_padded
 from longctx.redaction import reason
 from longctx.results import Row
 from longctx.scoring import scored_samples
@@ -72,17 +72,14 @@ class Requests:
 
     def _answer(self, batch: Batch) -> Generation:
         prompts = [prompt for _, prompt in batch]
-        padded = self.source.tokenizer.pad(
-            {"input_ids": [prompt.input_ids for prompt in prompts]}, return_tensors="pt"
-        )
-        input_ids = padded["input_ids"]
+        input_ids, attention_mask = left_padded(prompts)
         if self.source.is_random:
             # The borrowed tokenizer may know more tokens than the shape has.
             input_ids = input_ids % self.source.config.vocab_size
         return generate(
             self.model,
             input_ids,
-            padded["attention_mask"],
+            attention_mask,
             backend=self.attention or self.settings.attn_impl,
             max_new_tokens=self.settings.max_new_tokens,
             pruning=self.pruning,

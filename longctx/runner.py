@@ -90,6 +90,7 @@ class Run:
             self.source,
             self.samples,
             prompt_format="chat template" if self.builder.chat_template else "raw",
+            prompt_frame=self.builder.frame,
         )
 
     def execute(self) -> dict[str, Any] | None:

@@ -133,6 +133,13 @@ class Settings:
         "wrap prompts in the tokenizer's chat template; `auto`: where it has one that helps",
         choices=("auto", "on", "off"),
     )
+    enable_thinking: str = variable(
+        "auto",
+        "whether the chat template asks for a thought before the answer, where it has a say; "
+        "`auto`: as the template does of its own",
+        choices=("auto", "on", "off"),
+        unused_when=("CHAT_TEMPLATE", "off"),
+    )
     warmup: NaturalInt = variable(1, "uncounted requests before each context length")
     seed: NaturalInt = variable(0, "seed of synthetic data, random weights and bootstrap")
     logdir: Annotated[str, MinLen(1)] = variable(

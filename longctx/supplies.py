@@ -52,11 +52,16 @@ class Supplies:
     def builder(self, task: Task, settings: Settings, source: ModelSource) -> PromptBuilder:
         """The builder of the task's prompts. Raises SettingError."""
         use_template = preflight.uses_chat_template(task, settings, source)
-        key = settings.model_id, settings.trust_remote_code, use_template
+        thinking = settings.enable_thinking
+        key = settings.model_id, settings.trust_remote_code, use_template, thinking
         if key not in self._builders:
             self._builders[key] = PromptBuilder(
-                source.tokenizer, use_template, keeps_prompts=self._keeps_prompts
+                source.tokenizer,
+                use_template,
+                keeps_prompts=self._keeps_prompts,
+                enable_thinking=None if thinking == "auto" else thinking == "on",
             )
+            preflight.note_thinking(settings, self._builders[key])
         return self._builders[key]
 
     def samples(
