@@ -1,12 +1,12 @@
 """Tokenizer and model, from the hub, a folder, a package or random weights."""
 
 import gc
-import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,13 +25,17 @@ from transformers import (
 from transformers.utils import logging
 
 from kv_compression.pruning import check_skip_layers
-from longctx import builtin, hub
+from longctx import builtin, hub, weights
 from longctx.config import SettingError, tell_libraries
 from longctx.console import notice
 from longctx.quantization import Quantization
 from longctx.redaction import reason
 from longctx.settings import Settings
 from longctx.shapes import RANDOM_SHAPES
+from longctx.weights import Loading
+
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Values of DEVICE_MAP that spread a model over the GPUs that there are."""
 
 _RANDOM_PREFIX = "random/"
 # How transformers says so, of a folder and of a hub model.
@@ -157,8 +162,8 @@ def free_memory() -> None:
 
 def load(
     settings: Settings, source: ModelSource, quantization: Quantization
-) -> tuple[PreTrainedModel, float]:
-    """The model, ready to run, and the seconds that loading took. Raises SettingError."""
+) -> tuple[PreTrainedModel, Loading]:
+    """The model, ready to run, and how it was loaded. Raises SettingError."""
     free_memory()
     began = time.perf_counter()
     logging.disable_progress_bar()
@@ -180,40 +185,53 @@ def load(
     }
     if settings.tp_plan != "none":
         options |= {"tp_plan": settings.tp_plan, "device_map": None}
-    with _clear_errors(settings.model_id):
-        if source.is_random:
+    unused: tuple[str, ...] = ()
+    if source.is_random:
+        with _clear_errors(settings.model_id), weights.quiet_report():
             model = _random_model(settings, source.config, options)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
+    else:
+        weights.check_index(settings, source.path, source.config)
+        with _clear_errors(settings.model_id), weights.quiet_report():
+            model, info = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 # None stands for either kind, safetensors first.
                 use_safetensors=settings.use_safetensors or None,
                 weights_only=True,  # a pickle may hold tensors, and call nothing
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said below, with the names
                 **options,
             )
+        unused = weights.check_loaded(settings.model_id, model, info)
     model.eval()
     if source.is_random:
         # Random weights say nothing about where an answer ends: every answer has full length.
         model.generation_config.eos_token_id = []
-    return model, time.perf_counter() - began
+    return model, Loading(time.perf_counter() - began, unused)
 
 
 def _random_model(
     settings: Settings, config: PreTrainedConfig, options: dict[str, Any]
 ) -> PreTrainedModel:
     torch.manual_seed(settings.seed)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    spreads = settings.device_map in PLACEMENTS and torch.cuda.device_count() > 1
+    if spreads and options["quantization_config"] is None:
+        # Weights that no file holds are made where they belong, as a file's would be put there.
+        return kind.from_pretrained(None, config=config, state_dict={}, **options)
     on_gpu = settings.device_map != "cpu" and torch.cuda.is_available()
-    if not settings.device_map.startswith("cuda"):
-        options["device_map"] = "cuda:0" if on_gpu else "cpu"
-    device = torch.device(options["device_map"])
-    with device:
+    device = "cuda:0" if on_gpu else "cpu"
+    if settings.device_map.startswith("cuda"):
+        device = settings.device_map
+    elif not spreads:
+        options["device_map"] = device
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
     if options["quantization_config"] is None:
         return model
-    weights, kind = model.state_dict(), type(model)
+    unquantized = model.state_dict()
     del model
-    quantized = kind.from_pretrained(None, config=config, state_dict=weights, **options)
-    del weights
+    quantized = kind.from_pretrained(None, config=config, state_dict=unquantized, **options)
+    del unquantized
     # Loading leaves cycles that hold the unquantized weights.
     free_memory()
     return quantized
@@ -241,7 +259,7 @@ def _clear_errors(model_id: str) -> Iterator[None]:
     """Turn the ways in which the hub says no into one line."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what files of others make libraries raise has no end
         # Transformers wraps what the hub said.
         causes: list[BaseException] = []
         cause: BaseException | None = error
@@ -261,6 +279,8 @@ def _clear_errors(model_id: str) -> Iterator[None]:
                 "has no weights as safetensors; USE_SAFETENSORS=false reads pickled ones, which "
                 "take more trust"
             )
+        elif not isinstance(error, (OSError, ValueError, SafetensorError, UnpicklingError)):
+            problem = f"cannot be loaded: {type(error).__name__}: {reason(error)}"
         elif Path(model_id).is_dir():
             problem = f"cannot be loaded from this folder: {reason(error)}"
         elif isinstance(error, OSError):

@@ -103,9 +103,10 @@ class Run:
             return None
         began = time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
-        model, load_s = self.supplies.model(self.settings, self.source, self.quantization)
+        model, loading = self.supplies.model(self.settings, self.source, self.quantization)
         prefill.check_model(self.settings, model)
         requests = self._requests(model)
+        self.meta["loading"] = loading.meta()
         files = self._files()
         self.meta = files.meta
         self.weights_gb = results.gigabytes(models.weight_bytes(model))
@@ -150,7 +151,7 @@ class Run:
         full = None
         if self.workers.is_first:
             summary = self._summary(rows, summaries) | {
-                "load_s": load_s,
+                "load_s": loading.seconds,
                 "wall_s": time.perf_counter() - began,
             }
             files.meta["kernel"] = {
