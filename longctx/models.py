@@ -1,6 +1,5 @@
 """Tokenizer and model, from the hub, a folder, a package or random weights."""
 
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,13 +30,22 @@ from longctx.console import notice
 from longctx.quantization import Quantization
 from longctx.redaction import reason
 from longctx.settings import Settings
-from longctx.shapes import RANDOM_SHAPES
-from longctx.weights import Loading
-
-PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
-"""Values of DEVICE_MAP that spread a model over the GPUs that there are."""
+from longctx.shapes import RANDOM_SHAPES, random_model
+from longctx.weights import Loading, free_memory
 
 _RANDOM_PREFIX = "random/"
+# Ten times the largest known, so that a typing error allocates nothing.
+_MOST = {
+    "num_hidden_layers": 2_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 10_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 1_000_000_000,
+}
+
 # How transformers says so, of a folder and of a hub model.
 _NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")
 
@@ -110,8 +118,9 @@ def _tokenizer(path: str, model_id: str, trust_remote_code: bool) -> PreTrainedT
 
 
 def check(settings: Settings, source: ModelSource) -> None:
-    """Raises SettingError for settings that the model's config rules out; notes doubtful ones."""
+    """Raises SettingError for settings that the model's config rules out."""
     text_config = source.config.get_text_config()
+    _check_config(settings, source.config)
     if settings.kv_mode != "none":
         try:
             check_skip_layers(settings.skip_layers, text_config.num_hidden_layers)
@@ -129,12 +138,33 @@ def check(settings: Settings, source: ModelSource) -> None:
     if window is not None and getattr(text_config, "use_sliding_window", True) and longest > window:
         problem = f"attends through a sliding window of {window} tokens, shorter than {longest}"
         raise SettingError("MODEL_ID", settings.model_id, f"{problem} (CONTEXTS + MAX_NEW_TOKENS)")
-    positions = getattr(text_config, "max_position_embeddings", None)
+
+
+def note_positions(settings: Settings, source: ModelSource) -> None:
+    """Say where prompts are longer than what the model was made for."""
+    longest = max(settings.contexts) + settings.max_new_tokens
+    positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest > positions and not source.is_random:
         notice(
             f"{settings.model_id} was made for {positions} tokens; at longer CONTEXTS its quality "
             f"figures say little"
         )
+
+
+def _check_config(settings: Settings, config: PreTrainedConfig) -> None:
+    """Raises SettingError for a model of another kind, and for sizes that none has."""
+    kind = config.model_type
+    classes = getattr(config, "auto_map", None) or {}
+    is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in classes
+    if getattr(config, "is_encoder_decoder", False) or not is_causal:
+        problem = f"is a {kind} model, and none that goes on with a text"
+        raise SettingError("MODEL_ID", settings.model_id, problem)
+    text_config = config.get_text_config()
+    for name, most in _MOST.items():
+        value = getattr(text_config, name, None)
+        if type(value) is int and not 0 < value <= most:
+            problem = f"its config.json says {name}={value}, and 1 to {most} is possible"
+            raise SettingError("MODEL_ID", settings.model_id, problem)
 
 
 def fingerprint(source: ModelSource) -> str:
@@ -149,15 +179,6 @@ def fingerprint(source: ModelSource) -> str:
         return str(getattr(source.config, "_commit_hash", None))
     files = sorted(path for path in folder.iterdir() if path.is_file())
     return str([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
-
-
-def free_memory() -> None:
-    """Let go what an earlier run in this process has left to the collector.
-
-    It would be counted in this run's memory.
-    """
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def load(
@@ -188,7 +209,7 @@ def load(
     unused: tuple[str, ...] = ()
     if source.is_random:
         with _clear_errors(settings.model_id), weights.quiet_report():
-            model = _random_model(settings, source.config, options)
+            model = random_model(settings, source.config, options)
     else:
         weights.check_index(settings, source.path, source.config)
         with _clear_errors(settings.model_id), weights.quiet_report():
@@ -207,34 +228,6 @@ def load(
         # Random weights say nothing about where an answer ends: every answer has full length.
         model.generation_config.eos_token_id = []
     return model, Loading(time.perf_counter() - began, unused)
-
-
-def _random_model(
-    settings: Settings, config: PreTrainedConfig, options: dict[str, Any]
-) -> PreTrainedModel:
-    torch.manual_seed(settings.seed)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    spreads = settings.device_map in PLACEMENTS and torch.cuda.device_count() > 1
-    if spreads and options["quantization_config"] is None:
-        # Weights that no file holds are made where they belong, as a file's would be put there.
-        return kind.from_pretrained(None, config=config, state_dict={}, **options)
-    on_gpu = settings.device_map != "cpu" and torch.cuda.is_available()
-    device = "cuda:0" if on_gpu else "cpu"
-    if settings.device_map.startswith("cuda"):
-        device = settings.device_map
-    elif not spreads:
-        options["device_map"] = device
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
-    if options["quantization_config"] is None:
-        return model
-    unquantized = model.state_dict()
-    del model
-    quantized = kind.from_pretrained(None, config=config, state_dict=unquantized, **options)
-    del unquantized
-    # Loading leaves cycles that hold the unquantized weights.
-    free_memory()
-    return quantized
 
 
 def weight_bytes(model: PreTrainedModel) -> int:

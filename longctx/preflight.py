@@ -18,6 +18,7 @@ from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
 from longctx.settings import Settings
+from longctx.shapes import PLACEMENTS
 from longctx.task import Sample, Task
 from longctx.workers import Workers
 
@@ -42,8 +43,7 @@ def choose_backend(settings: Settings, environ: Environment) -> Settings:
 
 def check_machine(settings: Settings, quantization: Quantization) -> None:
     """Raises SettingError for what this machine or its packages cannot do."""
-    if settings.device_map.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError("DEVICE_MAP", settings.device_map, "there is no CUDA GPU here")
+    _check_device(settings.device_map)
     if settings.decode == "graph" and (
         settings.device_map == "cpu" or not torch.cuda.is_available()
     ):
@@ -52,6 +52,22 @@ def check_machine(settings: Settings, quantization: Quantization) -> None:
         quantization.check()
     except ValueError as error:
         raise SettingError("QUANT_MODE", settings.quant_mode, str(error)) from None
+
+
+def _check_device(device_map: str) -> None:
+    """Raises SettingError for a place that is not here, or where nothing can run."""
+    if device_map in (*PLACEMENTS, "cpu"):
+        return
+    kind, _, number = device_map.partition(":")
+    if kind == "cuda" and (not number or number.isdecimal()):
+        if not torch.cuda.is_available():
+            raise SettingError("DEVICE_MAP", device_map, "there is no CUDA GPU here")
+        count = torch.cuda.device_count()
+        if int(number or 0) >= count:
+            raise SettingError("DEVICE_MAP", device_map, f"the GPUs here are cuda:0 to {count - 1}")
+        return
+    choices = ", ".join((*PLACEMENTS, "cpu", "cuda", "cuda:1"))
+    raise SettingError("DEVICE_MAP", device_map, f"choose one of {choices}, ...")
 
 
 def writable_folder(logdir: str) -> Path:

@@ -15,6 +15,7 @@ from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.pruning import Pruning
 from longctx import prefill, results
+from longctx.config import SettingError
 from longctx.console import notice, stderr
 from longctx.models import ModelSource
 from longctx.prompts import Prompt, PromptBuilder, left_padded
@@ -46,6 +47,7 @@ class Requests:
     model: PreTrainedModel
     graphs: DecodeGraphs | None
     workers: Workers
+    has_answered: bool = False
 
     def pairs(self, context_tokens: int, samples: Sequence[Sample]) -> Batch:
         """Samples with their prompts; TRUNCATE=skip leaves those out that do not fit."""
@@ -62,13 +64,20 @@ class Requests:
     def answer(self, batch: Batch) -> Generation:
         """One request, again without a graph where DECODE=auto finds that there can be none."""
         try:
-            return self._answer(batch)
+            result = self._answer(batch)
         except CannotBeCapturedError as error:
             if self.settings.decode == "graph":
                 raise
             notice(f"DECODE=eager, since {reason(error)}")
             self.graphs = None
-        return self._answer(batch)
+            result = self._answer(batch)
+        except NotImplementedError as error:
+            if self.has_answered:
+                raise
+            # The model's doing, so the first of all requests that would fail.
+            raise SettingError("MODEL_ID", self.settings.model_id, reason(error)) from error
+        self.has_answered = True
+        return result
 
     def _answer(self, batch: Batch) -> Generation:
         prompts = [prompt for _, prompt in batch]
@@ -216,6 +225,8 @@ class ContextRun:
             if self.warmup_ms is None:
                 self.warmup_ms = self._warm_up(batch)
             return requests.row(identity, batch)
+        except SettingError:
+            raise
         except Exception as error:  # a sample that fails is a row, whatever it is that fails
             is_oom = _is_out_of_memory(error)
             if not is_oom and len(batch) > 1:

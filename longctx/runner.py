@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from kv_compression.generation import stop_token_ids
-from longctx import config, identity, models, prefill, preflight, results, tables
+from longctx import config, identity, models, prefill, preflight, results, tables, trial
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, printable, stdout
 from longctx.interrupt import Terminated, sigterm_raises
@@ -73,6 +73,8 @@ class Run:
         self.logdir = preflight.writable_folder(settings.logdir)
         self.source = self.supplies.source(settings)
         models.check(settings, self.source)
+        trial.check(settings, self.source, self.pruning)
+        models.note_positions(settings, self.source)
         prefill.check(settings, self.source)
         self.builder = self.supplies.builder(task, settings, self.source)
         self.samples = self.supplies.samples(task, settings, self.builder)
@@ -103,13 +105,9 @@ class Run:
             return None
         began = time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
-        model, loading = self.supplies.model(self.settings, self.source, self.quantization)
-        prefill.check_model(self.settings, model)
-        requests = self._requests(model)
-        self.meta["loading"] = loading.meta()
+        requests, load_s = self._loaded()
         files = self._files()
         self.meta = files.meta
-        self.weights_gb = results.gigabytes(models.weight_bytes(model))
         tracker = Tracker(
             self.settings, files.meta, self.task.score_names, writes=self.workers.is_first
         )
@@ -139,6 +137,10 @@ class Run:
                 if self.workers.is_first:
                     files.write_summaries(summaries)
                     tracker.context(summaries[-1])
+        except CannotRunError:
+            files.release()
+            files.journal.unlink(missing_ok=True)
+            raise
         except (KeyboardInterrupt, Terminated):
             self._keep_what_is_there(files, summaries)
             tracker.interrupted()
@@ -151,7 +153,7 @@ class Run:
         full = None
         if self.workers.is_first:
             summary = self._summary(rows, summaries) | {
-                "load_s": loading.seconds,
+                "load_s": load_s,
                 "wall_s": time.perf_counter() - began,
             }
             files.meta["kernel"] = {
@@ -166,6 +168,14 @@ class Run:
         self.workers.leave()
         files.journal.unlink(missing_ok=True)
         return full
+
+    def _loaded(self) -> tuple[Requests, float]:
+        """Requests with their model, and the seconds that it took to load."""
+        model, loading = self.supplies.model(self.settings, self.source, self.quantization)
+        prefill.check_model(self.settings, model)
+        self.meta["loading"] = loading.meta()
+        self.weights_gb = results.gigabytes(models.weight_bytes(model))
+        return self._requests(model), loading.seconds
 
     def _is_done(self) -> bool:
         path = None

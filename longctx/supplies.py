@@ -15,7 +15,7 @@ from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
 from longctx.settings import Settings
 from longctx.task import Sample, Task, samples_by_context
-from longctx.weights import Loading
+from longctx.weights import Loading, free_memory
 
 # Settings that no sample depends on. A setting that is not here costs time, never a wrong sample.
 _OF_REQUESTS = frozenset(
@@ -90,5 +90,5 @@ class Supplies:
             self._models.clear()
             self._models[key] = models.load(settings, source, quantization)
         else:
-            models.free_memory()
+            free_memory()
         return self._models[key]

@@ -1,5 +1,6 @@
 """Weights: the files they may come from, and whether the model then has all of its own."""
 
+import gc
 import json
 import logging
 import re
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,6 +46,15 @@ class Loading:
             "n_unexpected": len(self.unused),
             "unexpected": list(self.unused[:_NAMED]),
         }
+
+
+def free_memory() -> None:
+    """Let go what an earlier run in this process has left to the collector.
+
+    It would be counted in this run's memory.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def check_index(settings: Settings, path: str, config: PreTrainedConfig) -> None:
