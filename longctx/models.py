@@ -160,6 +160,9 @@ def _check_config(settings: Settings, config: PreTrainedConfig) -> None:
         problem = f"is a {kind} model, and none that goes on with a text"
         raise SettingError("MODEL_ID", settings.model_id, problem)
     text_config = config.get_text_config()
+    if getattr(text_config, "num_attention_heads", None) is None:
+        problem = f"is a {kind} model, without the attention heads whose KV cache this is about"
+        raise SettingError("MODEL_ID", settings.model_id, problem)
     for name, most in _MOST.items():
         value = getattr(text_config, name, None)
         if type(value) is int and not 0 < value <= most:

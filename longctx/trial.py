@@ -33,6 +33,7 @@ _WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermed
 _WIDTHS += ("ffn_dim", "ffn_hidden_size", "n_inner", "d_ff", "ffn_config")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MOST_EXPERTS = 16
+_MOST_PARAMETERS = 100_000_000
 # Of float32 logits on one processor; a wrong mask or scale is off by a tenth of them.
 _TOLERANCE = 1e-3
 
@@ -73,13 +74,22 @@ def _aside() -> Iterator[None]:
 
 def _tiny_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel | None:
     """None where there can be none, or where it does not run as transformers would have it."""
-    try:
-        model = AutoModelForCausalLM.from_config(
+
+    def made() -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             tiny_config(config),
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             attn_implementation="eager",
-        ).eval()
+        )
+        return model.eval()
+
+    try:
+        with torch.device("meta"):
+            size = made().num_parameters()
+        if size > _MOST_PARAMETERS:
+            return None  # a size of its own, which was not made smaller
+        model = made()
         logits = model(_tokens(1), use_cache=False).logits
     except (
         Exception

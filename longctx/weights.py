@@ -114,12 +114,15 @@ def _check_names(settings: Settings, file: Path, folder: Path) -> None:
 def quiet_report() -> Iterator[None]:
     """Without transformers' table of missing and unexpected weights: `check_loaded` speaks."""
     logger = logging.getLogger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(is_other)
 
 
 def check_loaded(
