@@ -42,7 +42,7 @@ def notice(text: str) -> None:
     print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
 
 
-def error(problem: BaseException) -> None:
+def error(problem: object) -> None:
     """One line on stderr about what keeps a command from going on."""
     print(f"error: {one_line(str(problem))}", file=sys.stderr, flush=True)
 

@@ -24,8 +24,11 @@ def run_meta(
     samples: Mapping[int, Sequence[Sample]],
     *,
     prompt_format: str,
+    prompt_frame: tuple[str, str],
 ) -> dict[str, Any]:
     """The results' `run_meta`.
+
+    prompt_frame: what stands before and after the text of every prompt, such as a date.
 
     `fingerprint` is shared by runs that differ in nothing that changes a figure: settings, samples,
     model, code, package versions and device. The number of processes is not among these.
@@ -38,6 +41,7 @@ def run_meta(
         "task": task.name,
         **environ.fingerprint_values(),
         "model": models.fingerprint(source),
+        "prompt_frame": prompt_frame,
         "code": code_fingerprint(),
         "versions": versions,
         "device": [device["type"], device["name"]],
@@ -59,6 +63,7 @@ def run_meta(
         "score_names": list(task.score_names),
         "groups": list(task.groups),
         "prompt_format": prompt_format,
+        "prompt_frame": list(prompt_frame),
         "n_samples": count,
         "n_processes": environ.launch.count,
         "data_fingerprint": data_fingerprint,

@@ -1,12 +1,11 @@
 """Tokenizer and model, from the hub, a folder, a package or random weights."""
 
-import gc
-import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,15 +24,28 @@ from transformers import (
 from transformers.utils import logging
 
 from kv_compression.pruning import check_skip_layers
-from longctx import builtin, hub
+from longctx import builtin, hub, weights
 from longctx.config import SettingError, tell_libraries
 from longctx.console import notice
 from longctx.quantization import Quantization
 from longctx.redaction import reason
 from longctx.settings import Settings
-from longctx.shapes import RANDOM_SHAPES
+from longctx.shapes import RANDOM_SHAPES, random_model
+from longctx.weights import Loading, free_memory
 
 _RANDOM_PREFIX = "random/"
+# Ten times the largest known, so that a typing error allocates nothing.
+_MOST = {
+    "num_hidden_layers": 2_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 10_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 10_000_000,
+    "max_position_embeddings": 1_000_000_000,
+}
+
 # How transformers says so, of a folder and of a hub model.
 _NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")
 
@@ -105,8 +118,9 @@ def _tokenizer(path: str, model_id: str, trust_remote_code: bool) -> PreTrainedT
 
 
 def check(settings: Settings, source: ModelSource) -> None:
-    """Raises SettingError for settings that the model's config rules out; notes doubtful ones."""
+    """Raises SettingError for settings that the model's config rules out."""
     text_config = source.config.get_text_config()
+    _check_config(settings, source.config)
     if settings.kv_mode != "none":
         try:
             check_skip_layers(settings.skip_layers, text_config.num_hidden_layers)
@@ -124,12 +138,36 @@ def check(settings: Settings, source: ModelSource) -> None:
     if window is not None and getattr(text_config, "use_sliding_window", True) and longest > window:
         problem = f"attends through a sliding window of {window} tokens, shorter than {longest}"
         raise SettingError("MODEL_ID", settings.model_id, f"{problem} (CONTEXTS + MAX_NEW_TOKENS)")
-    positions = getattr(text_config, "max_position_embeddings", None)
+
+
+def note_positions(settings: Settings, source: ModelSource) -> None:
+    """Say where prompts are longer than what the model was made for."""
+    longest = max(settings.contexts) + settings.max_new_tokens
+    positions = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest > positions and not source.is_random:
         notice(
             f"{settings.model_id} was made for {positions} tokens; at longer CONTEXTS its quality "
             f"figures say little"
         )
+
+
+def _check_config(settings: Settings, config: PreTrainedConfig) -> None:
+    """Raises SettingError for a model of another kind, and for sizes that none has."""
+    kind = config.model_type
+    classes = getattr(config, "auto_map", None) or {}
+    is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in classes
+    if getattr(config, "is_encoder_decoder", False) or not is_causal:
+        problem = f"is a {kind} model, and none that goes on with a text"
+        raise SettingError("MODEL_ID", settings.model_id, problem)
+    text_config = config.get_text_config()
+    if getattr(text_config, "num_attention_heads", None) is None:
+        problem = f"is a {kind} model, without the attention heads whose KV cache this is about"
+        raise SettingError("MODEL_ID", settings.model_id, problem)
+    for name, most in _MOST.items():
+        value = getattr(text_config, name, None)
+        if type(value) is int and not 0 < value <= most:
+            problem = f"its config.json says {name}={value}, and 1 to {most} is possible"
+            raise SettingError("MODEL_ID", settings.model_id, problem)
 
 
 def fingerprint(source: ModelSource) -> str:
@@ -146,19 +184,10 @@ def fingerprint(source: ModelSource) -> str:
     return str([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
-def free_memory() -> None:
-    """Let go what an earlier run in this process has left to the collector.
-
-    It would be counted in this run's memory.
-    """
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
 def load(
     settings: Settings, source: ModelSource, quantization: Quantization
-) -> tuple[PreTrainedModel, float]:
-    """The model, ready to run, and the seconds that loading took. Raises SettingError."""
+) -> tuple[PreTrainedModel, Loading]:
+    """The model, ready to run, and how it was loaded. Raises SettingError."""
     free_memory()
     began = time.perf_counter()
     logging.disable_progress_bar()
@@ -180,43 +209,28 @@ def load(
     }
     if settings.tp_plan != "none":
         options |= {"tp_plan": settings.tp_plan, "device_map": None}
-    with _clear_errors(settings.model_id):
-        if source.is_random:
-            model = _random_model(settings, source.config, options)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
+    unused: tuple[str, ...] = ()
+    if source.is_random:
+        with _clear_errors(settings.model_id), weights.quiet_report():
+            model = random_model(settings, source.config, options)
+    else:
+        weights.check_index(settings, source.path, source.config)
+        with _clear_errors(settings.model_id), weights.quiet_report():
+            model, info = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 # None stands for either kind, safetensors first.
                 use_safetensors=settings.use_safetensors or None,
                 weights_only=True,  # a pickle may hold tensors, and call nothing
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said below, with the names
                 **options,
             )
+        unused = weights.check_loaded(settings.model_id, model, info)
     model.eval()
     if source.is_random:
         # Random weights say nothing about where an answer ends: every answer has full length.
         model.generation_config.eos_token_id = []
-    return model, time.perf_counter() - began
-
-
-def _random_model(
-    settings: Settings, config: PreTrainedConfig, options: dict[str, Any]
-) -> PreTrainedModel:
-    torch.manual_seed(settings.seed)
-    on_gpu = settings.device_map != "cpu" and torch.cuda.is_available()
-    if not settings.device_map.startswith("cuda"):
-        options["device_map"] = "cuda:0" if on_gpu else "cpu"
-    device = torch.device(options["device_map"])
-    with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
-    if options["quantization_config"] is None:
-        return model
-    weights, kind = model.state_dict(), type(model)
-    del model
-    quantized = kind.from_pretrained(None, config=config, state_dict=weights, **options)
-    del weights
-    # Loading leaves cycles that hold the unquantized weights.
-    free_memory()
-    return quantized
+    return model, Loading(time.perf_counter() - began, unused)
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
@@ -241,7 +255,7 @@ def _clear_errors(model_id: str) -> Iterator[None]:
     """Turn the ways in which the hub says no into one line."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # what files of others make libraries raise has no end
         # Transformers wraps what the hub said.
         causes: list[BaseException] = []
         cause: BaseException | None = error
@@ -261,6 +275,8 @@ def _clear_errors(model_id: str) -> Iterator[None]:
                 "has no weights as safetensors; USE_SAFETENSORS=false reads pickled ones, which "
                 "take more trust"
             )
+        elif not isinstance(error, (OSError, ValueError, SafetensorError, UnpicklingError)):
+            problem = f"cannot be loaded: {type(error).__name__}: {reason(error)}"
         elif Path(model_id).is_dir():
             problem = f"cannot be loaded from this folder: {reason(error)}"
         elif isinstance(error, OSError):

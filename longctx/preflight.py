@@ -18,6 +18,7 @@ from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
 from longctx.settings import Settings
+from longctx.shapes import PLACEMENTS
 from longctx.task import Sample, Task
 from longctx.workers import Workers
 
@@ -42,8 +43,7 @@ def choose_backend(settings: Settings, environ: Environment) -> Settings:
 
 def check_machine(settings: Settings, quantization: Quantization) -> None:
     """Raises SettingError for what this machine or its packages cannot do."""
-    if settings.device_map.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingError("DEVICE_MAP", settings.device_map, "there is no CUDA GPU here")
+    _check_device(settings.device_map)
     if settings.decode == "graph" and (
         settings.device_map == "cpu" or not torch.cuda.is_available()
     ):
@@ -52,6 +52,22 @@ def check_machine(settings: Settings, quantization: Quantization) -> None:
         quantization.check()
     except ValueError as error:
         raise SettingError("QUANT_MODE", settings.quant_mode, str(error)) from None
+
+
+def _check_device(device_map: str) -> None:
+    """Raises SettingError for a place that is not here, or where nothing can run."""
+    if device_map in (*PLACEMENTS, "cpu"):
+        return
+    kind, _, number = device_map.partition(":")
+    if kind == "cuda" and (not number or number.isdecimal()):
+        if not torch.cuda.is_available():
+            raise SettingError("DEVICE_MAP", device_map, "there is no CUDA GPU here")
+        count = torch.cuda.device_count()
+        if int(number or 0) >= count:
+            raise SettingError("DEVICE_MAP", device_map, f"the GPUs here are cuda:0 to {count - 1}")
+        return
+    choices = ", ".join((*PLACEMENTS, "cpu", "cuda", "cuda:1"))
+    raise SettingError("DEVICE_MAP", device_map, f"choose one of {choices}, ...")
 
 
 def writable_folder(logdir: str) -> Path:
@@ -138,13 +154,22 @@ def decode_graphs(
 
 def uses_chat_template(task: Task, settings: Settings, source: ModelSource) -> bool:
     """Whether prompts stand in the tokenizer's chat template. Raises SettingError."""
-    has_template = source.tokenizer.chat_template is not None
+    has_template = bool(source.tokenizer.chat_template)
     if settings.chat_template == "on" and not has_template:
         raise SettingError("CHAT_TEMPLATE", "on", f"{settings.model_id} has no chat template")
     prefers_raw = source.prefers_raw_prompts and not task.needs_chat_turn
     return settings.chat_template == "on" or (
         settings.chat_template == "auto" and has_template and not prefers_raw
     )
+
+
+def note_thinking(settings: Settings, builder: PromptBuilder) -> None:
+    """Say where ENABLE_THINKING reaches nobody; without a template by wish it is said already."""
+    thinking = settings.enable_thinking
+    if thinking == "auto" or settings.chat_template == "off" or builder.reads_thinking:
+        return
+    why = "its chat template does not read it" if builder.chat_template else "its prompts are raw"
+    notice(f"ENABLE_THINKING={thinking} has no effect on {settings.model_id}: {why}")
 
 
 def choice_tokens(

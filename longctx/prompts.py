@@ -1,12 +1,15 @@
 """Prompts that fill their context exactly: the document is cut, the question never."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
+
+from longctx.chat import ChatTemplate
 
 Spans = NDArray[np.int32]  # (tokens, 2): where each begins and ends in its text
 
@@ -53,37 +56,65 @@ class ContextTooShortError(ValueError):
         self.needed_tokens = needed_tokens
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """A prompt that may be too long; question_at: where in `text` the question begins."""
+
+    text: str
+    input_ids: list[int]
+    question_at: int
+
+
 class PromptBuilder:
     """Turns parts into prompts of at most a given number of tokens.
 
     chat_template: wrap the prompt as one user turn in the tokenizer's template. Without it the
-    tokenizer adds its own special tokens.
+        prompt begins with the special tokens that the tokenizer puts before a text.
     keeps_prompts: keep each prompt, for whoever asks for it again.
+    enable_thinking: what the template is told; None for nothing.
+    frame: what stands before and after the text of every prompt.
+    Raises TemplateError.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, chat_template: bool, keeps_prompts: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: bool,
+        keeps_prompts: bool = False,
+        enable_thinking: bool | None = None,
     ):
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self._chat = ChatTemplate(tokenizer, enable_thinking) if chat_template else None
+        # A chat template writes its special tokens itself.
+        self._first_tokens = [] if chat_template else _tokens_before(tokenizer)
+        if self._chat is not None:
+            self.frame = self._chat.prefix, self._chat.suffix
+        else:
+            self.frame = str(tokenizer.decode(self._first_tokens)), ""
         self._document_spans = lru_cache(maxsize=64)(self._find_document_spans)
         self._prompts: dict[tuple[Parts, int, str], Prompt | None] | None = (
             {} if keeps_prompts else None
         )
 
+    @property
+    def reads_thinking(self) -> bool:
+        """Whether there is a chat template that goes by `enable_thinking`."""
+        return self._chat is not None and self._chat.reads_thinking
+
     def fixed_tokens(self, parts: Parts) -> int:
         """Tokens of the prompt without its document."""
-        return len(self._encode(self._text(parts, "")))
+        return len(self._attempt(parts, "").input_ids)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a piece of a document."""
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(self._tokens(text))
 
     def answer_token(self, parts: Parts, answer: str) -> int | None:
         """The token that `answer` is right behind the prompt; None where it is not a single one."""
-        text = self._text(parts, "")
-        *before, token = self._encode(text + answer)
-        return token if before == self._encode(text) else None
+        prompt = self._attempt(parts, "")
+        *before, token = self._encode(prompt.text + answer)
+        return token if before == prompt.input_ids else None
 
     def build(self, parts: Parts, context_tokens: int, truncate: str) -> Prompt | None:
         """The longest prompt of at most `context_tokens` tokens.
@@ -100,7 +131,7 @@ class PromptBuilder:
 
     def _build(self, parts: Parts, context_tokens: int, truncate: str) -> Prompt | None:
         empty = self._attempt(parts, "")
-        fixed = len(empty[1])
+        fixed = len(empty.input_ids)
         if fixed > context_tokens:
             raise ContextTooShortError(context_tokens, fixed)
         spans = self._document_spans(parts.document)
@@ -109,41 +140,37 @@ class PromptBuilder:
             if fixed + len(spans) < 2 * context_tokens
             else None
         )
-        if whole is not None and len(whole[1]) <= context_tokens:
-            return self._prompt(parts, whole, len(spans), dropped_tokens=0)
+        if whole is not None and len(whole.input_ids) <= context_tokens:
+            return self._prompt(whole, len(spans), dropped_tokens=0)
         if truncate == "skip":
             return None
         kept, best = self._fit(parts, spans, context_tokens, empty, _CUTS[truncate])
-        return self._prompt(parts, best, len(spans), len(spans) - kept)
+        return self._prompt(best, len(spans), len(spans) - kept)
 
-    def _prompt(
-        self,
-        parts: Parts,
-        encoded: tuple[str, list[int]],
-        document_tokens: int,
-        dropped_tokens: int,
-    ) -> Prompt:
-        text, input_ids = encoded
-        # A chat template may strip what it wraps.
-        question_at = text.rindex(parts.after.strip())
+    def _prompt(self, whole: _Attempt, document_tokens: int, dropped_tokens: int) -> Prompt:
+        text, question_at = whole.text, whole.question_at
         offsets = self.tokenizer(
-            text,
-            add_special_tokens=not self.chat_template,
-            return_offsets_mapping=True,
-            verbose=False,
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )["offset_mapping"]
-        question_tokens = sum(start >= question_at for start, end in offsets if end > start)
-        context = text[:question_at]
-        return Prompt(text, context, input_ids, document_tokens, dropped_tokens, question_tokens)
+        # A token that the document and the question share is the question's, which stays whole.
+        question_tokens = sum(end > question_at for _, end in offsets)
+        return Prompt(
+            text,
+            text[:question_at],
+            whole.input_ids,
+            document_tokens,
+            dropped_tokens,
+            question_tokens,
+        )
 
     def _fit(
         self,
         parts: Parts,
         spans: Spans,
         context_tokens: int,
-        empty: tuple[str, list[int]],
+        empty: _Attempt,
         cut: Callable[[str, Spans, int], str],
-    ) -> tuple[int, tuple[str, list[int]]]:
+    ) -> tuple[int, _Attempt]:
         """Number of document tokens kept, and the prompt.
 
         Text cut out of a document does not always have as many tokens as were counted in the
@@ -151,10 +178,10 @@ class PromptBuilder:
         """
         best_kept, best = 0, empty
         too_many = len(spans)
-        kept = min(context_tokens - len(empty[1]), too_many - 1)
+        kept = min(context_tokens - len(empty.input_ids), too_many - 1)
         for _ in range(_MAX_FITTING_STEPS):
             attempt = self._attempt(parts, cut(parts.document, spans, kept))
-            surplus = len(attempt[1]) - context_tokens
+            surplus = len(attempt.input_ids) - context_tokens
             if surplus <= 0 and kept >= best_kept:
                 best_kept, best = kept, attempt
             if surplus > 0:
@@ -164,25 +191,24 @@ class PromptBuilder:
                 break
         return best_kept, best
 
-    def _attempt(self, parts: Parts, document: str) -> tuple[str, list[int]]:
-        text = self._text(parts, document)
-        return text, self._encode(text)
-
-    def _text(self, parts: Parts, document: str) -> str:
+    def _attempt(self, parts: Parts, document: str) -> _Attempt:
         content = parts.before + document + parts.after
-        if not self.chat_template:
-            return f"{content}\n\n{parts.cue}" if parts.cue else content
-        turn = [{"role": "user", "content": content}]
-        header = self.tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True
-        )
-        return f"{header}{parts.cue}"
+        text, content_at = content, 0
+        if self._chat is not None:
+            text, content_at = self._chat.wrap(content)
+            text += parts.cue
+        elif parts.cue:
+            text = f"{content}\n\n{parts.cue}"
+        # By its place: a document, or a template, may hold the same words.
+        question_at = content_at + len(content) - len(parts.after.lstrip())
+        return _Attempt(text, self._encode(text), question_at)
 
     def _encode(self, text: str) -> list[int]:
-        # A chat template writes its special tokens itself. Silent: documents are longer than the
-        # model's window on purpose.
-        special = not self.chat_template
-        return list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        return self._first_tokens + self._tokens(text)
+
+    def _tokens(self, text: str) -> list[int]:
+        # Silent: documents are longer than the model's window on purpose.
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _find_document_spans(self, document: str) -> Spans:
         encoding = self.tokenizer(
@@ -190,6 +216,33 @@ class PromptBuilder:
         )
         # An array: of a long document it takes a tenth of the memory that pairs take.
         return np.array(encoding["offset_mapping"], dtype=np.int32).reshape(-1, 2)
+
+
+def left_padded(prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, (B, S) int64 each, padded on the left.
+
+    Padding is token 0, whatever that is: nothing attends to it, and so a tokenizer needs no padding
+    token of its own.
+    """
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    padding = [longest - len(prompt.input_ids) for prompt in prompts]
+    rows = zip(padding, prompts, strict=True)
+    ids = [[0] * before + prompt.input_ids for before, prompt in rows]
+    mask = [[0] * before + [1] * (longest - before) for before in padding]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _tokens_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that `tokenizer` puts before a text.
+
+    What it may put after one, such as the end token, would end the prompt before its answer.
+    """
+    text = "a"
+    whole, plain = (
+        list(tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (True, False)
+    )
+    first = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)
+    return whole[:first]
 
 
 def _middle(document: str, spans: Spans, kept: int) -> str:

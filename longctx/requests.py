@@ -15,9 +15,10 @@ from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.pruning import Pruning
 from longctx import prefill, results
+from longctx.config import SettingError
 from longctx.console import notice, stderr
 from longctx.models import ModelSource
-from longctx.prompts import Prompt, PromptBuilder
+from longctx.prompts import Prompt, PromptBuilder, left_padded
 from longctx.redaction import reason
 from longctx.results import Row
 from longctx.scoring import scored_samples
@@ -46,6 +47,7 @@ class Requests:
     model: PreTrainedModel
     graphs: DecodeGraphs | None
     workers: Workers
+    has_answered: bool = False
 
     def pairs(self, context_tokens: int, samples: Sequence[Sample]) -> Batch:
         """Samples with their prompts; TRUNCATE=skip leaves those out that do not fit."""
@@ -62,27 +64,31 @@ class Requests:
     def answer(self, batch: Batch) -> Generation:
         """One request, again without a graph where DECODE=auto finds that there can be none."""
         try:
-            return self._answer(batch)
+            result = self._answer(batch)
         except CannotBeCapturedError as error:
             if self.settings.decode == "graph":
                 raise
             notice(f"DECODE=eager, since {reason(error)}")
             self.graphs = None
-        return self._answer(batch)
+            result = self._answer(batch)
+        except NotImplementedError as error:
+            if self.has_answered:
+                raise
+            # The model's doing, so the first of all requests that would fail.
+            raise SettingError("MODEL_ID", self.settings.model_id, reason(error)) from error
+        self.has_answered = True
+        return result
 
     def _answer(self, batch: Batch) -> Generation:
         prompts = [prompt for _, prompt in batch]
-        padded = self.source.tokenizer.pad(
-            {"input_ids": [prompt.input_ids for prompt in prompts]}, return_tensors="pt"
-        )
-        input_ids = padded["input_ids"]
+        input_ids, attention_mask = left_padded(prompts)
         if self.source.is_random:
             # The borrowed tokenizer may know more tokens than the shape has.
             input_ids = input_ids % self.source.config.vocab_size
         return generate(
             self.model,
             input_ids,
-            padded["attention_mask"],
+            attention_mask,
             backend=self.attention or self.settings.attn_impl,
             max_new_tokens=self.settings.max_new_tokens,
             pruning=self.pruning,
@@ -221,6 +227,8 @@ class ContextRun:
             if self.warmup_ms is None:
                 self.warmup_ms = self._warm_up(batch)
             return requests.row(identity, batch)
+        except SettingError:
+            raise
         except Exception as error:  # a sample that fails is a row, whatever it is that fails
             is_oom = out_of_memory.cause(error) is not None
             if not is_oom and len(batch) > 1:

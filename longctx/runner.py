@@ -21,6 +21,7 @@ from longctx import (
     preflight,
     results,
     tables,
+    trial,
 )
 from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice, stdout
@@ -34,6 +35,7 @@ from longctx.summaries import Summaries
 from longctx.supplies import Supplies
 from longctx.task import Task
 from longctx.tracking import Tracker
+from longctx.weights import Loading
 from longctx.workers import Workers
 
 
@@ -95,6 +97,8 @@ class Run:
         self.logdir = preflight.writable_folder(settings.logdir)
         self.source = self.supplies.source(settings)
         models.check(settings, self.source)
+        trial.check(settings, self.source, self.pruning)
+        models.note_positions(settings, self.source)
         prefill.check(settings, self.source)
         self.builder = self.supplies.builder(task, settings, self.source)
         self.samples = self.supplies.samples(task, settings, self.builder)
@@ -113,6 +117,7 @@ class Run:
             self.source,
             self.samples,
             prompt_format="chat template" if self.builder.chat_template else "raw",
+            prompt_frame=self.builder.frame,
         )
 
     def execute(self) -> dict[str, Any] | None:
@@ -125,9 +130,7 @@ class Run:
             return None
         began = time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
-        model, load_s = self._model()
-        prefill.check_model(self.settings, model)
-        requests = self._requests(model)
+        requests, load_s = self._loaded()
         files = self._files()
         self.meta = files.meta
         made = Summaries(
@@ -137,7 +140,7 @@ class Run:
             self.samples,
             has_quality=not self.source.is_random,
             is_pruned=self.pruning is not None,
-            weights_gb=results.gigabytes(models.weight_bytes(model)),
+            weights_gb=results.gigabytes(models.weight_bytes(requests.model)),
         )
         tracker = Tracker(
             self.settings, files.meta, self.task.score_names, writes=self.workers.is_first
@@ -162,6 +165,11 @@ class Run:
                     made.note_untimed(summaries[-1])
                     files.write_summaries(summaries)
                     tracker.context(summaries[-1])
+        except CannotRunError:
+            files.release()
+            if not known and not files.rows:
+                files.journal.unlink(missing_ok=True)
+            raise
         except (KeyboardInterrupt, Terminated):
             self._keep_what_is_there(files, known, made, summaries)
             tracker.interrupted()
@@ -192,7 +200,14 @@ class Run:
         files.journal.unlink(missing_ok=True)
         return full
 
-    def _model(self) -> tuple[PreTrainedModel, float]:
+    def _loaded(self) -> tuple[Requests, float]:
+        """Requests with their model, and the seconds that it took to load."""
+        model, loading = self._model()
+        prefill.check_model(self.settings, model)
+        self.meta["loading"] = loading.meta()
+        return self._requests(model), loading.seconds
+
+    def _model(self) -> tuple[PreTrainedModel, Loading]:
         try:
             return self.supplies.model(self.settings, self.source, self.quantization)
         except Exception as error:  # libraries have many names for a lack of memory

@@ -12,7 +12,9 @@ from longctx.config import variable
 
 PositiveInt = Annotated[int, Ge(1)]
 NaturalInt = Annotated[int, Ge(0)]
-Contexts = Annotated[tuple[PositiveInt, ...], MinLen(1)]
+# More would be a typing error, and take all memory before anybody saw it.
+Count = Annotated[int, Ge(1), Le(10_000_000)]
+Contexts = Annotated[tuple[Count, ...], MinLen(1)]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class Settings:
         "attention backend; unset on a machine without a GPU it falls to `sdpa`",
         choices=attention.names,
     )
-    n_samples: PositiveInt = variable(100, "samples, the first of the split")
-    batch_size: PositiveInt = variable(1, "prompts in one request")
+    n_samples: Count = variable(100, "samples, the first of the split")
+    batch_size: Count = variable(1, "prompts in one request")
     contexts: Contexts = variable(
         (2048, 4096, 8192, 16384, 32768), "prompt lengths in tokens, question and all included"
     )
-    max_new_tokens: PositiveInt = variable(64, "longest answer in tokens")
+    max_new_tokens: Count = variable(64, "longest answer in tokens")
     kv_mode: str = variable(
         "none",
         "how the prompt's KV cache is pruned",
@@ -133,8 +135,19 @@ class Settings:
         "wrap prompts in the tokenizer's chat template; `auto`: where it has one that helps",
         choices=("auto", "on", "off"),
     )
-    warmup: NaturalInt = variable(1, "uncounted requests before each context length")
-    seed: NaturalInt = variable(0, "seed of synthetic data, random weights and bootstrap")
+    enable_thinking: str = variable(
+        "auto",
+        "whether the chat template asks for a thought before the answer, where it has a say; "
+        "`auto`: as the template does of its own",
+        choices=("auto", "on", "off"),
+        unused_when=("CHAT_TEMPLATE", "off"),
+    )
+    warmup: Annotated[int, Ge(0), Le(1000)] = variable(
+        1, "uncounted requests before each context length"
+    )
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = variable(
+        0, "seed of synthetic data, random weights and bootstrap"
+    )
     logdir: Annotated[str, MinLen(1)] = variable(
         "./logs", "folder for the results", changes_results=False
     )

@@ -2,7 +2,22 @@
 
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from longctx.settings import Settings
+from longctx.weights import free_memory
+
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Values of DEVICE_MAP that spread a model over the GPUs that there are."""
 
 
 def _rope(theta: float) -> dict[str, Any]:
@@ -56,3 +71,35 @@ RANDOM_SHAPES: dict[str, PreTrainedConfig] = {
         rope_parameters=_rope(1e5),
     ),
 }
+
+
+def random_model(
+    settings: Settings, config: PreTrainedConfig, options: dict[str, Any]
+) -> PreTrainedModel:
+    """A model of that config with random weights, where DEVICE_MAP says.
+
+    options: arguments of `from_pretrained`, for a model that is quantized or spread.
+    """
+    torch.manual_seed(settings.seed)
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    spreads = settings.device_map in PLACEMENTS and torch.cuda.device_count() > 1
+    if spreads and options["quantization_config"] is None:
+        # Weights that no file holds are made where they belong, as a file's would be put there.
+        return kind.from_pretrained(None, config=config, state_dict={}, **options)
+    on_gpu = settings.device_map != "cpu" and torch.cuda.is_available()
+    device = "cuda:0" if on_gpu else "cpu"
+    if settings.device_map.startswith("cuda"):
+        device = settings.device_map
+    elif not spreads:
+        options["device_map"] = device
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=options["dtype"])
+    if options["quantization_config"] is None:
+        return model
+    unquantized = model.state_dict()
+    del model
+    quantized = kind.from_pretrained(None, config=config, state_dict=unquantized, **options)
+    del unquantized
+    # Loading leaves cycles that hold the unquantized weights.
+    free_memory()
+    return quantized

@@ -15,6 +15,7 @@ from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
 from longctx.settings import Settings
 from longctx.task import Sample, Task, samples_by_context
+from longctx.weights import Loading, free_memory
 
 # Settings that no sample depends on. A setting that is not here costs time, never a wrong sample.
 _OF_REQUESTS = frozenset(
@@ -40,7 +41,7 @@ class Supplies:
         self._sources: dict[Any, ModelSource] = {}
         self._builders: dict[Any, PromptBuilder] = {}
         self._samples: dict[Any, dict[int, list[Sample]]] = {}
-        self._models: dict[Any, tuple[PreTrainedModel, float]] = {}
+        self._models: dict[Any, tuple[PreTrainedModel, Loading]] = {}
 
     def source(self, settings: Settings) -> ModelSource:
         """Tokenizer and config. Raises SettingError."""
@@ -52,11 +53,16 @@ class Supplies:
     def builder(self, task: Task, settings: Settings, source: ModelSource) -> PromptBuilder:
         """The builder of the task's prompts. Raises SettingError."""
         use_template = preflight.uses_chat_template(task, settings, source)
-        key = settings.model_id, settings.trust_remote_code, use_template
+        thinking = settings.enable_thinking
+        key = settings.model_id, settings.trust_remote_code, use_template, thinking
         if key not in self._builders:
             self._builders[key] = PromptBuilder(
-                source.tokenizer, use_template, keeps_prompts=self._keeps_prompts
+                source.tokenizer,
+                use_template,
+                keeps_prompts=self._keeps_prompts,
+                enable_thinking=None if thinking == "auto" else thinking == "on",
             )
+            preflight.note_thinking(settings, self._builders[key])
         return self._builders[key]
 
     def samples(
@@ -75,8 +81,8 @@ class Supplies:
 
     def model(
         self, settings: Settings, source: ModelSource, quantization: Quantization
-    ) -> tuple[PreTrainedModel, float]:
-        """The model, and the seconds that it took to load. Raises SettingError."""
+    ) -> tuple[PreTrainedModel, Loading]:
+        """The model, and how it was loaded. Raises SettingError."""
         where = settings.device_map, settings.tp_plan
         kind = settings.model_id, settings.trust_remote_code, settings.use_safetensors
         key = kind, settings.dtype, quantization, where, settings.seed if source.is_random else None
@@ -84,5 +90,5 @@ class Supplies:
             self._models.clear()
             self._models[key] = models.load(settings, source, quantization)
         else:
-            models.free_memory()
+            free_memory()
         return self._models[key]

@@ -48,6 +48,14 @@ BAD_SETTINGS = [
     ({"PREFILL": "layered", "PREFILL_CHUNK": "0"}, "greater than or equal to 1"),
     ({"DTYPE": "float8"}, "choose one of bfloat16, float16, float32"),
     ({"DEVICE_MAP": "cuda:0"}, "no CUDA GPU here"),
+    ({"DEVICE_MAP": "meta"}, "choose one of auto, balanced"),
+    ({"DEVICE_MAP": "disk"}, "choose one of auto, balanced"),
+    ({"DEVICE_MAP": "cuda:x"}, "choose one of auto, balanced"),
+    ({"N_SAMPLES": "1000000000000"}, "less than or equal to 10000000"),
+    ({"CONTEXTS": "1000000000000"}, "less than or equal to 10000000"),
+    ({"MAX_NEW_TOKENS": "1000000000000"}, "less than or equal to 10000000"),
+    ({"BATCH_SIZE": "1000000000000"}, "less than or equal to 10000000"),
+    ({"ENABLE_THINKING": "yes"}, "choose one of auto, on, off"),
     ({"MODEL_ID": "no/such-model-anywhere"}, "hub cannot be reached or does not have it"),
     ({"MODEL_ID": "random/gpt-9"}, "random/mistral-7b"),
     ({"DATASET_ID": "missing.jsonl"}, "no such file"),
@@ -63,7 +71,7 @@ BAD_SETTINGS = [
 def test_a_bad_setting_is_one_line_and_exit_code_2(
     tiny_folder, tmp_path, monkeypatch, capsys, changes, message
 ):
-    if changes.get("DEVICE_MAP") == "cuda:0":
+    if changes.get("DEVICE_MAP", "").startswith("cuda"):
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["narrativeqa_eval.py"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -62,7 +62,8 @@ def test_sliding_windows_are_refused_where_they_would_matter():
 
 def test_contexts_beyond_the_models_positions_are_noted(capsys):
     config = MistralConfig(sliding_window=None, max_position_embeddings=2048)
-    check(config, contexts=(2048,))
+    source = SimpleNamespace(config=config, is_random=False)
+    models.note_positions(Settings(contexts=(2048,)), source)
     assert "was made for 2048 tokens" in capsys.readouterr().err
 
 

@@ -60,6 +60,8 @@ def test_results_have_every_fixed_key(tiny_folder, tmp_path):
     assert variables["KEEP_RATIO"] == 0.7
     assert variables["L2_KEEP"] == "low"
     assert on_disk["run_meta"]["versions"]["torch"]
+    nothing = {"n_missing": 0, "n_unexpected": 0, "unexpected": []}
+    assert on_disk["run_meta"]["loading"] == nothing
     assert "KV_MODE=l2" in on_disk["run_meta"]["command"]
 
 

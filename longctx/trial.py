@@ -1,0 +1,216 @@
+"""A tiny random model of the same kind, tried with a few tokens before the real one is loaded.
+
+What a model's attention, or a method on it, cannot do here shows on the tiny one, in milliseconds:
+no list of models is kept. A kind of which no tiny model can be made is left to its first request.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from kv_compression import quantized
+from kv_compression.attention import use_attention
+from kv_compression.cache import PrunedCache
+from kv_compression.generation import generate
+from kv_compression.pruning import Pruning
+from longctx.config import SettingError
+from longctx.models import ModelSource
+from longctx.redaction import reason
+from longctx.settings import Settings
+
+_PROMPT, _QUESTION = 24, 5  # tokens
+_WORDS, _HEADS = 256, 4
+_LAYERS = 4  # enough for a first layer unlike the others
+_LAYERS_OF_KINDS = 8  # where a list says of which kind each is
+_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
+_WIDTHS += ("ffn_dim", "ffn_hidden_size", "n_inner", "d_ff", "ffn_config")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_MOST_EXPERTS = 16
+_MOST_PARAMETERS = 100_000_000
+# Of float32 logits on one processor; a wrong mask or scale is off by a tenth of them.
+_TOLERANCE = 1e-3
+
+_passed: set[str] = set()  # what was tried before in this process
+
+
+def check(settings: Settings, source: ModelSource, pruning: Pruning | None) -> None:
+    """Raises SettingError for what the model cannot do here, whatever its weights are."""
+    if source.is_random:
+        return  # all shapes are known to run
+    longest = max(settings.contexts) + settings.max_new_tokens
+    batch, scope, bits = settings.batch_size > 1, settings.kv_scope, settings.kv_quant
+    key = f"{source.config.to_json_string()} {pruning} {batch} {scope} {bits} {longest}"
+    if key in _passed:
+        return
+    with _aside():
+        model = _tiny_model(source.config, settings.trust_remote_code)
+        if model is not None:
+            _check_positions(settings, model, longest)
+            _check_attention(settings, model)
+            _check_request(settings, model, pruning)
+    _passed.add(key)
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Nothing of the trial is left: no random state, no word of a library."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            torch.manual_seed(0)
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _tiny_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel | None:
+    """None where there can be none, or where it does not run as transformers would have it."""
+
+    def made() -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            tiny_config(config),
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            attn_implementation="eager",
+        )
+        return model.eval()
+
+    try:
+        with torch.device("meta"):
+            size = made().num_parameters()
+        if size > _MOST_PARAMETERS:
+            return None  # a size of its own, which was not made smaller
+        model = made()
+        logits = model(_tokens(1), use_cache=False).logits
+    except (
+        Exception
+    ):  # a guess at sizes that fit together fails in any way; nothing follows from it
+        return None
+    return model if logits.isfinite().all() else None
+
+
+def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy that keeps the kinds of layers, the heads' grouping and size, and the positions."""
+    tiny = copy.deepcopy(config.get_text_config())
+    layers, hidden, heads = tiny.num_hidden_layers, tiny.hidden_size, tiny.num_attention_heads
+    head_dim = getattr(tiny, "head_dim", None) or hidden // heads
+    lists = [name for name, value in vars(tiny).items() if _is_list(value, layers)]
+    few = min(layers, _LAYERS_OF_KINDS if lists else _LAYERS)
+    groups = getattr(tiny, "num_key_value_heads", None)
+    sizes: dict[str, Any] = {name: getattr(tiny, name)[:few] for name in lists}
+    sizes |= {"num_hidden_layers": few, "num_attention_heads": _HEADS, "vocab_size": _WORDS}
+    if groups is not None:
+        sizes["num_key_value_heads"] = 1 if groups == 1 else _HEADS if groups == heads else 2
+    for name, value in vars(tiny).items():
+        is_limit = "position" in name or "max" in name or "window" in name
+        if type(value) is int and value == hidden and not is_limit:
+            sizes.setdefault(name, _HEADS * head_dim)
+    sizes["hidden_size"] = _HEADS * head_dim
+    sizes |= {name: 64 for name in _WIDTHS if type(getattr(tiny, name, None)) is int}
+    for name in _EXPERTS:
+        if type(count := getattr(tiny, name, None)) is int:
+            sizes[name] = min(count, _MOST_EXPERTS)
+    sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if hasattr(tiny, "initializer_range"):
+        sizes["initializer_range"] = 0.2  # so that attention has an effect
+    for name, value in sizes.items():
+        setattr(tiny, name, value)
+    tiny.__dict__.pop("quantization_config", None)
+    return tiny
+
+
+def _is_list(value: object, length: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == length
+
+
+def _tokens(rows: int) -> torch.Tensor:
+    """(rows, S) ids, none of them a special one."""
+    return torch.arange(rows * _PROMPT).view(rows, -1) * 37 % (_WORDS - 3) + 3
+
+
+def _check_positions(settings: Settings, model: PreTrainedModel, longest: int) -> None:
+    """Raises SettingError where positions are learned one by one, and there are too few."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or longest <= positions:
+        return
+    # OPT's table begins with places that are none.
+    tables = [
+        table.num_embeddings - getattr(table, "offset", 0)
+        for table in model.modules()
+        if isinstance(table, nn.Embedding) and table is not model.get_input_embeddings()
+    ]
+    if positions in tables:
+        raise SettingError(
+            "CONTEXTS",
+            ",".join(map(str, settings.contexts)),
+            f"{settings.model_id} has {positions} learned positions, fewer than {longest} "
+            f"(CONTEXTS + MAX_NEW_TOKENS)",
+        )
+
+
+def _check_attention(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises SettingError where our attention cannot be the model's, or is another than its own."""
+    tokens = _tokens(1)
+    own = model(tokens, use_cache=False).logits
+    cache = PrunedCache(model.config.num_hidden_layers)
+    backend = "eager" if settings.attn_impl == "eager" else "sdpa"
+    try:
+        with use_attention(model, backend, cache):
+            parts = [
+                model(
+                    tokens[:, part],
+                    position_ids=torch.arange(_PROMPT)[None, part],
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits
+                for part in (slice(None, -1), slice(-1, None))
+            ]
+    except Exception as error:  # whatever it is, the real model would meet it in every request
+        raise SettingError("MODEL_ID", settings.model_id, f"cannot run: {reason(error)}") from error
+    difference = (torch.cat(parts, dim=1) - own).abs().max()
+    if not difference <= _TOLERANCE * own.abs().max():
+        raise SettingError(
+            "MODEL_ID",
+            settings.model_id,
+            f"cannot run: {type(model).__name__} attends in a way that is not supported here",
+        )
+
+
+def _check_request(settings: Settings, model: PreTrainedModel, pruning: Pruning | None) -> None:
+    """Raises SettingError where the request's own settings do not go with the model."""
+    rows = 1 if settings.batch_size == 1 else 2
+    mask = torch.ones(rows, _PROMPT, dtype=torch.long)
+    mask[-1, : rows - 1] = 0  # the second prompt is shorter
+    if pruning is not None:
+        pruning = replace(pruning, keep_ratio=0.5, keep_tokens=None, prune_after=0, skip_layers=())
+        if pruning.prune_every is not None:
+            pruning = replace(pruning, prune_every=1)
+    variable, value = "MODEL_ID", settings.model_id
+    if pruning is not None:
+        variable, value = "KV_MODE", settings.kv_mode
+    elif settings.kv_quant != "none":
+        variable, value = "KV_QUANT", settings.kv_quant
+    try:
+        generate(
+            model,
+            _tokens(rows),
+            mask,
+            backend="eager" if settings.attn_impl == "eager" else "sdpa",
+            max_new_tokens=3,
+            pruning=pruning,
+            question_tokens=[_QUESTION] * rows if settings.kv_scope == "context" else None,
+            kv_bits=quantized.BITS.get(settings.kv_quant),
+        )
+    except Exception as error:  # whatever it is, the real model would meet it in every request
+        raise SettingError(
+            variable, value, f"does not go with {settings.model_id}: {reason(error)}"
+        ) from error
