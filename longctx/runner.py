@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from kv_compression.generation import stop_token_ids
-from longctx import config, identity, models, prefill, preflight, results, tables
+from longctx import config, identity, models, prefill, preflight, results, scoring, tables
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, printable, stdout
 from longctx.interrupt import Terminated, sigterm_raises
@@ -54,7 +54,6 @@ class Run:
     def __init__(
         self, task: Task, settings: Settings, environ: Environment, supplies: Supplies | None = None
     ):
-        self.task = task
         self.supplies = supplies or Supplies()
         settings = preflight.choose_backend(settings, environ)
         if task.compared_answers(settings):
@@ -76,6 +75,7 @@ class Run:
         prefill.check(settings, self.source)
         self.builder = self.supplies.builder(task, settings, self.source)
         self.samples = self.supplies.samples(task, settings, self.builder)
+        self.task = task = task.for_data(settings, self.samples[settings.contexts[0]])
         self.choice_tokens = preflight.choice_tokens(
             task, settings, self.builder, self.samples[settings.contexts[0]][0]
         )
@@ -266,7 +266,7 @@ class Run:
             and self.settings.kv_scope == "prompt",
             **timing,
         }
-        return results.context_summary(
+        summary = results.context_summary(
             about,
             rows,
             self.task.score_names,
@@ -274,6 +274,7 @@ class Run:
             chance=self.task.chance,
             seed=self.settings.seed,
         )
+        return summary | scoring.floors(self.task, rows, self.settings.seed)
 
     def _keep_what_is_there(self, files: RunFiles, summaries: Sequence[Summary]) -> None:
         """Write summaries of an interrupted run, and say how to go on with it."""
