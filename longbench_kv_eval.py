@@ -2,8 +2,9 @@
 
 The prompt is the benchmark's zero-shot prompt, the document is cut in the middle, and the letter is
 read as the benchmark reads it ("The correct answer is (X)"), or, where a model answers in another
-form, from what cannot be misread. ANSWER_MODE=loglikelihood compares the four letters'
-probabilities behind "The correct answer is (" in place of generating.
+form, from what cannot be misread; `em_official` is by the benchmark's own reading.
+ANSWER_MODE=loglikelihood compares the four letters' probabilities behind "The correct answer is ("
+in place of generating.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from longctx import synthetic
 from longctx.config import variable
 from longctx.letters import letter_of
-from longctx.metrics.exact import letter_score
+from longctx.metrics.exact import letter_score, official_letter_score
 from longctx.prompts import Parts
 from longctx.records import Fields
 from longctx.runner import main
@@ -83,7 +84,8 @@ TASK = Task(
     synthesize={"synthetic": synthetic.four_choices},
     answer=answer,
     score=letter_score,
-    score_names=("em",),
+    score_texts=official_letter_score,
+    score_names=("em", "em_official"),
     needs_chat_turn=True,
     groups=("difficulty", "length"),
     chance=0.25,

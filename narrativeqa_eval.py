@@ -1,20 +1,24 @@
 """NarrativeQA: answer a question about a whole book or film script.
 
 Prompt and protocol follow LongBench's NarrativeQA: the document is cut in the middle to fill the
-context, decoding is greedy, and every score is the best over the references.
+context, decoding is greedy, and every score is the best over the references. The document is the
+story, without Project Gutenberg's header and licence.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longctx import synthetic
+from longctx import gutenberg, synthetic
 from longctx.answers import free_text
 from longctx.config import variable
 from longctx.metrics import overlap
+from longctx.metrics.exact import answer_score, official_f1_score
 from longctx.prompts import Parts
 from longctx.records import EXAMPLE, Fields
 from longctx.runner import main
-from longctx.settings import Settings, redefault
+from longctx.settings import PositiveInt, Settings, redefault
 from longctx.task import Sample, Task
 
 INSTRUCTIONS = (
@@ -29,6 +33,7 @@ class NarrativeQASettings(Settings):
     """The shared settings, with NarrativeQA's defaults."""
 
     dataset_id: str = redefault("dataset_id", "deepmind/narrativeqa")
+    max_new_tokens: PositiveInt = redefault("max_new_tokens", 128)
     logdir: str = redefault("logdir", "./logs/narrativeqa")
     use_summary: bool = variable(False, "the summary in place of the full text")
 
@@ -39,7 +44,7 @@ def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -
         document = (
             fields.text("document.summary.text")
             if settings.use_summary
-            else fields.text("document.text", "context", may_be_blank=True)
+            else gutenberg.story(fields.text("document.text", "context", may_be_blank=True))
         )
         depth = fields.number("question.answer_depth")
         return Sample(
@@ -56,14 +61,37 @@ def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -
         )
 
 
+def score(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[dict[str, float | None]]:
+    """All scores of answers in words, best over their references, from 0 to 1."""
+    exact, overlapping = (
+        answer_score(predictions, references),
+        overlap.score(predictions, references),
+    )
+    return [mine | other for mine, other in zip(exact, overlapping, strict=True)]
+
+
+def key_scores(settings: NarrativeQASettings, samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Whether the answer holds the key, where one is asked for: in the data that the project
+    writes, and in files whose references are all one word with a digit in it.
+    """
+    references = [reference.strip() for sample in samples for reference in sample.references]
+    are_keys = bool(references) and all(re.fullmatch(r"(?=\S*\d)\S+", r) for r in references)
+    is_written = settings.dataset_id in synthetic.DATASET_IDS
+    return ("contains", "em") if is_written or are_keys else ()
+
+
 TASK = Task(
     name="narrativeqa",
     settings=NarrativeQASettings,
     sample=sample,
     synthesize={"synthetic": synthetic.stories, "synthetic-passkey": synthetic.pass_keys},
     answer=free_text,
-    score=overlap.score,
-    score_names=overlap.SCORE_NAMES,
+    score=score,
+    score_names=("f1", "f1_official", *overlap.SCORE_NAMES),
+    data_scores=key_scores,
+    score_texts=official_f1_score,
     check_scores=overlap.check,
     example=EXAMPLE,
 )

@@ -40,6 +40,7 @@ from longctx import (
     console,
     data,
     environment,
+    gutenberg,
     models,
     preflight,
     results,
@@ -56,7 +57,9 @@ _PERCENTS = (5, 25, 50, 75, 95)
 # A core's share of a batch; a token takes the tokenizer about 100 bytes until it is counted.
 _BATCH_CHARACTERS = 1_000_000 * (os.cpu_count() or 1)
 # Part of the cache's key: goes up when texts are joined or counted in another way.
-_VERSION = 1
+_VERSION = 2
+# The field of NarrativeQA's schema that holds books.
+_BOOKS = "document.text"
 
 DATASET_HELP = "hub id, or a local `.json`, `.jsonl` or `.parquet` file"
 
@@ -208,7 +211,10 @@ def measure(settings: DataSettings, field: str, group_by: str | None = None) -> 
             transient=True,
             disable=not stderr.is_terminal,
         )
-        return count(fields.texts(shown, field, group_by), tokenizer)
+        texts = fields.texts(shown, field, group_by)
+        if field == _BOOKS:
+            texts = ((text and gutenberg.story(text), label) for text, label in texts)
+        return count(texts, tokenizer)
 
     counted = _cached(identity, count_all)
     counts, n_missing = counted["counts"], counted["n_missing"]

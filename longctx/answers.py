@@ -1,36 +1,22 @@
 """What in a model's text is the answer, and whether it is one."""
 
-import re
-import string
-
-_PUNCTUATION = string.punctuation + "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}"
-_ABSTENTIONS = {
-    "unknown",
-    "unanswerable",
-    "none",
-    "na",
-    "not known",
-    "not given",
-    "not mentioned",
-    "not stated",
-    "not specified",
-    "no answer",
-    "i dont know",
-    "i do not know",
-    "cannot be determined",
-    "cannot answer",
-}
+from longctx import thinking
+from longctx.abstentions import is_abstention
+from longctx.metrics.words import is_punctuation
 
 
 def is_answer(prediction: str) -> bool:
     """False for an answer that is empty, or an abstention such as "Unknown"."""
-    plain = prediction.casefold().translate(str.maketrans("", "", _PUNCTUATION))
-    plain = re.sub(r"^(the )?answer is ", "", " ".join(plain.split()))
-    return bool(plain) and plain not in _ABSTENTIONS
+    is_empty = all(letter.isspace() or is_punctuation(letter) for letter in prediction)
+    return not is_empty and not is_abstention(prediction)
 
 
 def free_text(text: str, _sample: object, prompt_is_raw: bool) -> str:
-    """The prediction where any text is an answer: after a raw prompt one line, else all of it."""
+    """The prediction where any text is an answer: after a raw prompt one line, else all of it.
+
+    What the model thought before is no part of it.
+    """
+    text = thinking.answer(text)
     return first_line(text) if prompt_is_raw else text.strip()
 
 

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
+from longctx import thinking
 from longctx.answers import first_line
 
 # Stars go, as in the official script; quotation marks and dashes lose their shape.
@@ -19,6 +20,7 @@ _PLAIN_SIGNS = str.maketrans(
     | dict.fromkeys("\N{EN DASH}\N{EM DASH}", "-")
 )
 _OFFICIAL = re.compile(r"The correct answer is \(([A-D])\)")
+_OFFICIAL_BARE = re.compile(r"The correct answer is ([A-D])")
 
 # A label is a letter in brackets, or a bare one that punctuation or the end follows, so that
 # neither "Because" nor "A dog" nor "A.I." has one; a few words may follow a capital.
@@ -72,13 +74,13 @@ _FEWEST_CONTAINED_WORDS = 3
 
 
 def letter_of(text: str, choices: Mapping[str, str], prompt_is_raw: bool) -> str:
-    """The letter chosen; empty when there is none, or more than one.
+    """The letter chosen; empty when there is none, or more than one, or only a thought.
 
     choices: the choices' texts by letter.
     prompt_is_raw: after a raw prompt a model writes on, so only its first line counts, and nothing
         from where it begins to repeat the prompt.
     """
-    text = unicodedata.normalize("NFKC", text).translate(_PLAIN_SIGNS).strip()
+    text = unicodedata.normalize("NFKC", thinking.answer(text)).translate(_PLAIN_SIGNS).strip()
     if prompt_is_raw:
         text = first_line(_without_list(_PROMPT_AGAIN.split(text)[0]))
     official = _OFFICIAL.search(text)
@@ -89,6 +91,16 @@ def letter_of(text: str, choices: Mapping[str, str], prompt_is_raw: bool) -> str
     text = _without_list(text).strip()
     stated = _stated(text) | _same_words(_LEAD_IN.sub("", _without_label(text)), choices)
     return _only(stated or _mentioned(text) or _contained(text, choices))
+
+
+def official_letter_of(text: str) -> str:
+    """The letter as LongBench-v2's `extract_answer` reads it; empty where it reads none.
+
+    Any capital A to D counts that follows "The correct answer is", a word's first letter too.
+    """
+    text = text.strip().replace("*", "")
+    found = _OFFICIAL.search(text) or _OFFICIAL_BARE.search(text)
+    return found[1] if found else ""
 
 
 def _only(letters: set[str]) -> str:

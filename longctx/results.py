@@ -180,6 +180,8 @@ def context_summary(
     summary["n_oom"] = sum(bool(row.get("oom")) for row in rows)
     summary["prompt_tokens_mean"] = statistics.mean([s["prompt_tokens"] for s in samples])
     summary["dropped_tokens_mean"] = statistics.mean([s["dropped_tokens"] for s in samples])
+    thoughts = [s["thought_tokens"] for s in samples if "thought_tokens" in s]
+    summary["thought_tokens_mean"] = statistics.mean(thoughts)
     summary["n_truncated"] = sum(s["dropped_tokens"] > 0 for s in samples)
     kept = [s["evidence_kept"] for s in samples if s["evidence_kept"] is not None]
     summary["evidence_kept_pct"] = 100 * sum(kept) / len(kept) if kept else None

@@ -78,7 +78,6 @@ class Run:
     def __init__(
         self, task: Task, settings: Settings, environ: Environment, supplies: Supplies | None = None
     ):
-        self.task = task
         self.supplies = supplies or Supplies()
         settings = preflight.choose_backend(settings, environ)
         if task.compared_answers(settings):
@@ -102,6 +101,7 @@ class Run:
         prefill.check(settings, self.source)
         self.builder = self.supplies.builder(task, settings, self.source)
         self.samples = self.supplies.samples(task, settings, self.builder)
+        self.task = task = task.for_data(settings, self.samples[settings.contexts[0]])
         self.choice_tokens = preflight.choice_tokens(
             task, settings, self.builder, self.samples[settings.contexts[0]][0]
         )

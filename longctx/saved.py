@@ -158,7 +158,9 @@ def _check_figures(full: FullResults) -> None:
         for key, value in summary.items():
             if key.endswith("_ci95"):
                 _INTERVAL.validate_python(value, strict=True)
-            elif key in names or key.endswith(("_p50", "_p95", "_gb", "_pct", outcomes.AS_0)):
+            elif key in names or key.endswith(
+                ("_p50", "_p95", "_gb", "_pct", "_floor", outcomes.AS_0)
+            ):
                 _NUMBER.validate_python(value, strict=True)
     for row in full["rows"]:
         for key, value in row.items():

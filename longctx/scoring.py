@@ -1,15 +1,19 @@
 """What a batch's answers are worth: one entry of the results for each sample."""
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from kv_compression.generation import Generation
+from longctx import statistics, thinking
 from longctx.answers import is_answer
 from longctx.prompts import Prompt
 from longctx.task import Sample, Task
+
+_SHUFFLES = 5
 
 
 def scored_samples(
@@ -27,19 +31,26 @@ def scored_samples(
     compared: answers of which the most probable one is the prediction; none to read the text.
     has_quality: False where weights are random: scores and `answered` are None.
     """
-    texts = tokenizer.batch_decode(
-        result.new_tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    texts = thinking.texts_of(tokenizer, result.new_tokens)
+    # A template may open the thought at the prompt's end, where the text does not show it.
+    seen = [
+        thinking.opened_by(prompt.text) + text
+        for text, (_, prompt) in zip(texts, batch, strict=True)
+    ]
     answers = [
         task.answer(text, sample, prompt_is_raw)
-        for text, (sample, _) in zip(texts, batch, strict=True)
+        for text, (sample, _) in zip(seen, batch, strict=True)
     ]
     log_probs = [dict(zip(compared, mine, strict=True)) for mine in result.choice_log_probs]
     if compared:
         answers = [_most_probable(mine) for mine in log_probs]
-    scores: list[dict[str, float | None]] = [dict.fromkeys(task.score_names) for _ in batch]
+    scores: list[dict[str, float | None]] = [{} for _ in batch]
+    references = [sample.references for sample, _ in batch]
     if has_quality:
-        scores = task.score(answers, [sample.references for sample, _ in batch])
+        scores = task.score(answers, references)
+    if has_quality and task.score_texts and not compared:
+        official = task.score_texts([thinking.answer(text) for text in seen], references)
+        scores = [mine | other for mine, other in zip(scores, official, strict=True)]
     return [
         {
             "sample_id": sample.sample_id,
@@ -48,18 +59,45 @@ def scored_samples(
             "dropped_tokens": prompt.dropped_tokens,
             "evidence_kept": _evidence_kept(sample, prompt),
             "new_tokens": len(new_tokens),
+            "thought_tokens": _thought_tokens(tokenizer, text, len(new_tokens)),
             "prediction": answer,
-            "output": text,
+            "output": output,
             "references": sample.references,
             "answered": is_answer(answer) if has_quality else None,
             **({"choice_log_probs": mine} if compared else {}),
-            **score,
+            **{name: score.get(name) for name in task.score_names},
             **sample.extra,
         }
-        for (sample, prompt), new_tokens, answer, text, score, mine in zip(
-            batch, result.new_tokens, answers, texts, scores, log_probs, strict=True
+        for (sample, prompt), new_tokens, answer, output, text, score, mine in zip(
+            batch, result.new_tokens, answers, texts, seen, scores, log_probs, strict=True
         )
     ]
+
+
+def floors(task: Task, rows: Sequence[dict[str, Any]], seed: int) -> dict[str, float | None]:
+    """`{score}_floor`: the mean score that answers get against the references of other samples.
+
+    What an answer is worth that knows nothing of its question. Each is scored against up to five
+    other samples, drawn by `seed`, without those of its own document.
+    """
+    samples = [sample for row in rows if row["success"] for sample in row["samples"]]
+    scored = [s for s in samples if any(s.get(name) is not None for name in task.score_names)]
+    rng = random.Random(f"{seed}/floor")
+    pairs = []
+    for sample in scored:
+        others = [s for s in scored if _document(s) != _document(sample)]
+        drawn = rng.sample(others, min(_SHUFFLES, len(others)))
+        pairs += [(sample["prediction"], other["references"]) for other in drawn]
+    predictions, references = [one for one, _ in pairs], [other for _, other in pairs]
+    scores = task.score(predictions, references) if pairs else []
+    found = {
+        name: [s[name] for s in scores if s.get(name) is not None] for name in task.score_names
+    }
+    return {f"{name}_floor": statistics.mean(mine) for name, mine in found.items()}
+
+
+def _document(sample: dict[str, Any]) -> Any:
+    return sample.get("document_id", sample["sample_id"])
 
 
 def _most_probable(log_probs: dict[str, float]) -> str:
@@ -67,6 +105,14 @@ def _most_probable(log_probs: dict[str, float]) -> str:
     if any(math.isnan(value) for value in log_probs.values()):
         return ""
     return max(log_probs, key=lambda answer: log_probs[answer])
+
+
+def _thought_tokens(tokenizer: PreTrainedTokenizerBase, text: str, new_tokens: int) -> int:
+    """How many of the new tokens are the thought's, its marks included."""
+    thought, answer = thinking.split(text)
+    if not (thought and answer):
+        return new_tokens if thought else 0
+    return min(new_tokens, len(tokenizer(thought, add_special_tokens=False)["input_ids"]))
 
 
 def _evidence_kept(sample: Sample, prompt: Prompt) -> bool | None:

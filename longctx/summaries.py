@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longctx import outcomes, results
+from longctx import outcomes, results, scoring
 from longctx.console import notice
 from longctx.results import Row, Summary
 from longctx.settings import Settings
@@ -51,7 +51,7 @@ class Summaries:
             "first_token_before_pruning": self.is_pruned and self.settings.kv_scope == "prompt",
             **timing,
         }
-        return results.context_summary(
+        summary = results.context_summary(
             about,
             rows,
             self.task.score_names,
@@ -62,6 +62,7 @@ class Summaries:
             n_left_out=self.n_left_out.get(context_tokens, 0),
             has_quality=self.has_quality,
         )
+        return summary | scoring.floors(self.task, rows, self.settings.seed)
 
     def of_run(self, rows: Sequence[Row], summaries: Sequence[Summary]) -> Summary:
         """The summary of all rows: counts, and quality by context length."""

@@ -112,6 +112,8 @@ def _score_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
             figures.setdefault((score,), score)
             if has_failures:
                 figures.setdefault((score + outcomes.AS_0,), f"{score}, failures as 0")
+            if any(s.get(f"{score}_floor") is not None for s in run["ctx_summaries"]):
+                figures.setdefault((f"{score}_floor",), "  floor: answers shuffled")
             for group in meta.get("groups", ()):
                 key = f"{score}_by_{group}"
                 for value in sorted({v for s in run["ctx_summaries"] for v in s[key]}):

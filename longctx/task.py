@@ -53,7 +53,11 @@ class Task:
     answer: the model's text, its sample and whether the prompt was raw -> the prediction, empty
         for none.
     score: predictions and their references -> scores by name, one dict a sample.
-    score_names: the names, in the order of the tables.
+    score_names: the names, in the order of the tables. The others that `score` gives are left out.
+    data_scores: settings and samples -> names of scores that stand before `score_names` for such
+        data; none for most.
+    score_texts: whole texts, as the official script scores them, and their references -> scores
+        by other names, which are among `score_names` too.
     check_scores: raises when a score could not be computed later.
     needs_chat_turn: the prompt is an instruction, which a model may not answer at all unless it
         stands in a chat turn: CHAT_TEMPLATE=auto then goes by the tokenizer alone.
@@ -74,6 +78,10 @@ class Task:
     answer: Callable[[str, Sample, bool], str]
     score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
     score_names: tuple[str, ...]
+    data_scores: Callable[[Any, Sequence[Sample]], tuple[str, ...]] = lambda *_: ()
+    score_texts: (
+        Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]] | None
+    ) = None
     check_scores: Callable[[], None] = lambda: None
     needs_chat_turn: bool = False
     groups: tuple[str, ...] = ()
@@ -82,6 +90,10 @@ class Task:
     chance: float | None = None
     compared_answers: Callable[[Any], tuple[str, ...]] = lambda _settings: ()
     example: str = ""
+
+    def for_data(self, settings: Settings, samples: Sequence[Sample]) -> "Task":
+        """The task with the scores that these samples are reported by."""
+        return replace(self, score_names=(*self.data_scores(settings, samples), *self.score_names))
 
 
 def samples_by_context(

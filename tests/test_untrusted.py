@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import is_env_variable_true
 
 import hotpotqa_eval
@@ -66,9 +66,7 @@ def at_a_terminal(monkeypatch):
 def test_hostile_text_steers_no_terminal_in_a_whole_run(
     tiny_folder, tmp_path, monkeypatch, capsys, at_a_terminal, text, forbidden
 ):
-    monkeypatch.setattr(
-        PreTrainedTokenizerBase, "batch_decode", lambda _, rows, **__: [text for _ in rows]
-    )
+    monkeypatch.setattr("longctx.thinking.texts_of", lambda _, rows: [text for _ in rows])
     given = "plain" if text == LONE_SURROGATES[0] else text
     path = hotpotqa_file(tmp_path / "data.jsonl", given[:1000])
     settings = {"DATASET_ID": path, "CONTEXTS": "3000", "MAX_NEW_TOKENS": "2", "WARMUP": "0"}

@@ -1,12 +1,16 @@
-"""Exact match, and HotpotQA's exact match and F1 as its official script defines them.
+"""Exact match and F1 as the official scripts define them, and whether a reference is contained.
 
-Source: hotpot_evaluate_v1.py, https://github.com/hotpotqa/hotpot.
+Sources: hotpot_evaluate_v1.py, https://github.com/hotpotqa/hotpot; LongBench/metrics.py and
+pred.py, https://github.com/THUDM/LongBench.
 """
 
 import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+
+from longctx.letters import official_letter_of
+from longctx.metrics.words import whole_words
 
 _CLOSED_ANSWERS = ("yes", "no", "noanswer")
 
@@ -19,6 +23,22 @@ def letter_score(
         {"em": float(prediction in mine) if mine else None}
         for prediction, mine in zip(predictions, references, strict=True)
     ]
+
+
+def official_letter_score(
+    texts: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[dict[str, float | None]]:
+    """em_official: `letter_score` of the letters that LongBench-v2's own script reads in texts."""
+    letters = [official_letter_of(text) for text in texts]
+    return [{"em_official": score["em"]} for score in letter_score(letters, references)]
+
+
+def official_f1_score(
+    texts: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[dict[str, float | None]]:
+    """f1_official: LongBench's F1 of whole texts, best over the references."""
+    scores = answer_score(texts, references)
+    return [{"f1_official": score["f1"]} for score in scores]
 
 
 def hotpot_score(
@@ -53,9 +73,51 @@ def hotpot_f1(prediction: str, reference: str) -> float:
     predicted, expected = normalize_answer(prediction), normalize_answer(reference)
     if predicted != expected and (predicted in _CLOSED_ANSWERS or expected in _CLOSED_ANSWERS):
         return 0.0
-    predicted_words, expected_words = predicted.split(), expected.split()
-    common = sum((Counter(predicted_words) & Counter(expected_words)).values())
+    return _bag_f1(predicted.split(), expected.split())
+
+
+def _bag_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
+    common = sum((Counter(predicted) & Counter(expected)).values())
     if common == 0:
         return 0.0
-    precision, recall = common / len(predicted_words), common / len(expected_words)
+    precision, recall = common / len(predicted), common / len(expected)
     return 2 * precision * recall / (precision + recall)
+
+
+def answer_score(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[dict[str, float | None]]:
+    """contains, em and f1 of each prediction, best over its references, from 0 to 1.
+
+    em is HotpotQA's, f1 LongBench's. A sample without a reference that says anything scores None.
+    """
+    references = [[reference for reference in mine if reference.strip()] for mine in references]
+    of_name = {"contains": contains, "em": hotpot_em, "f1": qa_f1}
+    return [
+        {
+            name: max((score(prediction, reference) for reference in mine), default=None)
+            for name, score in of_name.items()
+        }
+        for prediction, mine in zip(predictions, references, strict=True)
+    ]
+
+
+def contains(prediction: str, reference: str) -> float:
+    """1 where the reference stands in the prediction as whole words, else 0.
+
+    Punctuation is nothing, as in `hotpot_em`, or ends a word: "54,916." and "key=54916" hold the
+    key 54916; "1549162" does not.
+    """
+    expected = normalize_answer(reference)
+    if not expected:
+        return hotpot_em(prediction, reference)
+    if f" {expected} " in f" {normalize_answer(prediction)} ":
+        return 1.0
+    words, wanted = whole_words(prediction), whole_words(reference)
+    starts = range(len(words) - len(wanted) + 1) if wanted else ()
+    return float(any(words[start : start + len(wanted)] == wanted for start in starts))
+
+
+def qa_f1(prediction: str, reference: str) -> float:
+    """F1 of the two bags of words once normalised: `qa_f1_score` of LongBench's metrics.py."""
+    return _bag_f1(normalize_answer(prediction).split(), normalize_answer(reference).split())

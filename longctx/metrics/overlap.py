@@ -1,11 +1,11 @@
 """METEOR and ROUGE, per sample, through `evaluate` and without a download."""
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from longctx import wordnet
+from longctx.metrics.words import meteor_words, rouge_words
 
 if TYPE_CHECKING:
     import evaluate
@@ -30,7 +30,8 @@ def score(
     """meteor, rouge1 and rougeL of each prediction, best over its references, from 0 to 1.
 
     METEOR: Banerjee and Lavie 2005 with stems and WordNet synonyms, NLTK's implementation and
-    parameters. ROUGE: F-measure of Lin 2004, rouge_score's implementation, without stemming.
+    parameters, punctuation left out. ROUGE: F-measure of Lin 2004, rouge_score's implementation,
+    without stemming, in any script. `longctx.metrics.words` says what a word is.
     A sample without a reference scores None.
     """
     usable = [[reference for reference in mine if reference.strip()] for mine in references]
@@ -47,16 +48,6 @@ def score(
     return scores
 
 
-def words(text: str) -> list[str]:
-    """Penn Treebank words, lower-cased; a sentence's full stop is a word of its own everywhere."""
-    from nltk.tokenize import NLTKWordTokenizer
-
-    tokens = NLTKWordTokenizer().tokenize(text.lower())
-    # NLTK splits off only the last full stop; the others it leaves to a sentence splitter, which
-    # would be one more download.
-    return [part for token in tokens for part in re.split(r"(?<=[\w'])(\.)$", token) if part]
-
-
 @cache
 def _metric() -> "evaluate.Metric":
     """An `evaluate` metric defined here, so that nothing is fetched."""
@@ -65,7 +56,14 @@ def _metric() -> "evaluate.Metric":
     from nltk.translate.meteor_score import meteor_score
     from rouge_score.rouge_scorer import RougeScorer
 
-    rouge = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    class AnyScript:
+        """What RougeScorer takes for a tokenizer."""
+
+        def tokenize(self, text: str) -> list[str]:
+            """Words of a text."""
+            return rouge_words(text)
+
+    rouge = RougeScorer(["rouge1", "rougeL"], tokenizer=AnyScript())
 
     class AnswerOverlap(evaluate.Metric):
         """METEOR and ROUGE of each prediction, best over its references."""
@@ -88,7 +86,9 @@ def _metric() -> "evaluate.Metric":
             scores: dict[str, list[float]] = {name: [] for name in SCORE_NAMES}
             for prediction, mine in zip(predictions, references, strict=True):
                 scores["meteor"].append(
-                    meteor_score([words(reference) for reference in mine], words(prediction))
+                    meteor_score(
+                        [meteor_words(reference) for reference in mine], meteor_words(prediction)
+                    )
                 )
                 for name, result in rouge.score_multi(mine, prediction).items():
                     scores[name].append(result.fmeasure)
