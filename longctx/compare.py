@@ -126,13 +126,29 @@ def compare(files: list[Path]) -> None:
         for run, label in zip(runs[1:], labels[1:], strict=True)
     )
     if n_tests:
-        print_line(
-            f"Intervals are 95%, over samples or requests as if these were independent; questions "
-            f"about one book,\nand times of another run, vary more. Of {n_tests} tests, "
-            f"{n_tests * 0.05:.1f} are expected to show\na difference (p < 0.05) without there "
-            f"being one."
-        )
+        print_line(_closing(runs, n_tests))
     tables.print_paths(files)
+
+
+def _closing(runs: list[FullResults], n_tests: int) -> str:
+    """What the intervals are over, and how many tests show something by chance."""
+    names_documents = all(
+        paired.document_of(sample)
+        for run in runs
+        for row in run["rows"]
+        for sample in row["samples"]
+    )
+    over = (
+        "over documents where several samples are about one"
+        if names_documents
+        else "as if samples were independent: not all of these results say\n"
+        "which samples are about one document, and such samples vary together"
+    )
+    return (
+        f"Intervals are 95%: of scores {over};\nof costs over the requests of one run each: "
+        f"another run has other times.\nOf {n_tests} tests, {n_tests * 0.05:.1f} are expected to "
+        f"show a difference (p < 0.05) without there being one."
+    )
 
 
 def main() -> None:

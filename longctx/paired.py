@@ -13,10 +13,14 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class ScoreDifference:
-    """Mean score of another run less that of the reference, over `n` shared samples."""
+    """Mean score of another run less that of the reference, over `n` shared samples.
+
+    n_documents: what they are about, where several are about one document; else None.
+    """
 
     name: str
     n: int
+    n_documents: int | None
     reference: float
     other: float
     interval: list[float] | None
@@ -26,8 +30,11 @@ class ScoreDifference:
     def sentence(self) -> str:
         """What the interval and the test together say, in plain words. Higher is better."""
         means = f"{self.reference:.3f} -> {self.other:.3f}, n = {self.n}"
+        if self.n_documents is not None:
+            means += f" about {self.n_documents} document{'s' * (self.n_documents != 1)}"
         if self.interval is None:
-            return f"{means}: one sample says nothing about a difference"
+            one = "one sample" if self.n == 1 else "one document"
+            return f"{means}: {one} says nothing about a difference"
         low, high = self.interval
         size, lowest, highest = (abs(x) for x in (self.other - self.reference, low, high))
         p = f"{self.test} p {'< 0.001' if self.p < 0.001 else f'= {self.p:.3f}'}"
@@ -51,40 +58,53 @@ class ScoreDifference:
 
 @dataclass(frozen=True)
 class CostRatio:
-    """Median cost of another run over that of the reference."""
+    """Median cost of another run over that of the reference.
+
+    requests: how many both runs made; 0 where their batches differ.
+
+    A difference is claimed of memory alone. Times scatter from run to run, by nobody knows how much
+    where there is one run of each: they show what these two runs differ by, not their settings.
+    """
 
     name: str
     unit: str
     decimals: int
-    more: str
-    less: str
     reference: float
     other: float
     interval: list[float] | None
+    requests: int
 
     def sentence(self) -> str:
         """The ratio in plain words. Lower is better."""
         ratio = self.other / self.reference
-        numbers = f"{ratio:.2f} times"
-        low, high = self.interval or (ratio, ratio)
-        if f"{low:.2f}" != f"{high:.2f}":
-            numbers += f" [{low:.2f}, {high:.2f}]"
         both = (figure(value, self.decimals) for value in (self.reference, self.other))
-        numbers += f" ({' -> '.join(both)} {self.unit})"
+        values = f"{' -> '.join(both)} {self.unit}"
+        if self.interval is None:
+            few = f"{self.requests} request{'s' * (self.requests != 1)}: too few for an interval"
+            why = few if self.requests else "no request in common, so no interval"
+            return f"{ratio:.2f} times ({values}, {why})"
+        low, high = self.interval
+        is_time = self.unit.startswith("ms")
+        numbers = f"{ratio:.2f} times"
+        if is_time or f"{low:.2f}" != f"{high:.2f}":
+            numbers += f" [{low:.2f}, {high:.2f}]"
+        numbers += f" ({values}{', interval within one run each' if is_time else ''})"
         if low <= 1 <= high:
             return f"no difference can be seen: {numbers}"
+        if is_time:
+            return numbers
         change = abs(ratio - 1)
         percent = f"{change:.1%} " if change < 0.1 else f"{change:.0%} " if change < 1 else ""
-        return f"{percent}{self.more if ratio > 1 else self.less}: {numbers}"
+        return f"{percent}{'more' if ratio > 1 else 'less'}: {numbers}"
 
 
-# Name, unit, key of the rows, decimals, words for more and less.
+# Name, unit, key of the rows, decimals.
 _COSTS = (
-    ("TTFT", "ms", "ttft_ms", 1, "longer", "shorter"),
-    ("decode", "ms/token", "ms_per_token_decode", 2, "longer", "shorter"),
-    ("latency", "ms", "latency_ms_total", 1, "longer", "shorter"),
-    ("KV cache", "GB", "kv_cache_gb", 4, "more", "less"),
-    ("GPU peak", "GB", "peak_gpu_mem_gb", 2, "more", "less"),
+    ("TTFT", "ms", "ttft_ms", 1),
+    ("decode", "ms/token", "ms_per_token_decode", 2),
+    ("latency", "ms", "latency_ms_total", 1),
+    ("KV cache", "GB", "kv_cache_gb", 4),
+    ("GPU peak", "GB", "peak_gpu_mem_gb", 2),
 )
 
 
@@ -116,17 +136,14 @@ def shared_samples(reference: dict[str, Any], other: dict[str, Any]) -> dict[int
 def score_differences(
     reference: dict[str, Any], other: dict[str, Any], context_tokens: int, seed: int
 ) -> list[ScoreDifference]:
-    """For each score that both runs have, over the samples that both answered.
-
-    Scores that are all 0 or 1: Tango's interval and McNemar's exact test. Others: bootstrap over
-    samples and a sign-flip permutation test.
-    """
+    """For each score that both runs have, over the samples that both answered."""
     first, second = (samples_at(run, context_tokens) for run in (reference, other))
     differences = []
     for name in reference["run_meta"]["score_names"]:
         pairs = score_pairs(first, second, name)
         if pairs:
-            differences.append(difference(name, list(pairs.values()), seed))
+            documents = [document_of(first[key], second[key]) for key in pairs]
+            differences.append(difference(name, list(pairs.values()), seed, documents))
     return differences
 
 
@@ -141,19 +158,40 @@ def score_pairs(
     }
 
 
-def difference(name: str, pairs: Sequence[tuple[float, float]], seed: int) -> ScoreDifference:
-    """Of the scores of a reference and another run, a pair for each of one or more samples."""
+def document_of(*samples: dict[str, Any]) -> str | None:
+    """The document that the results of one sample are about; None where none of them names it."""
+    return next((name for sample in samples if (name := sample.get("document_id"))), None)
+
+
+def difference(
+    name: str,
+    pairs: Sequence[tuple[float, float]],
+    seed: int,
+    documents: Sequence[str | None] | None = None,
+) -> ScoreDifference:
+    """Of the scores of a reference and another run, a pair for each of one or more samples.
+
+    documents: what each sample is about. Where several are about one, they are taken together: the
+    t interval over documents, and a permutation test that flips the signs of a document's
+    differences at once. Else scores that are all 0 or 1 have Tango's interval and McNemar's exact
+    test, others the t interval and a permutation test.
+    """
     count = len(pairs)
-    if {score for pair in pairs for score in pair} <= {0, 1}:
+    known = [document for document in documents or () if document is not None]
+    n_documents = len(set(known)) + count - len(known)
+    is_clustered = n_documents < count
+    if not is_clustered and {score for pair in pairs for score in pair} <= {0, 1}:
         gains, losses = (sum(pair == wanted for pair in pairs) for wanted in ((0, 1), (1, 0)))
         interval = statistics.paired_proportion_interval(gains, losses, count)
         p, test = statistics.mcnemar_p(gains, losses), "McNemar"
     else:
         differences = [after - before for before, after in pairs]
-        interval = statistics.paired_interval(differences, seed)
-        p, test = statistics.sign_flip_p(differences, seed), "permutation"
+        interval = statistics.paired_interval(differences, documents)
+        p, test = statistics.sign_flip_p(differences, seed, documents), "permutation"
     means = [sum(side) / count for side in zip(*pairs, strict=True)]
-    return ScoreDifference(name, count, means[0], means[1], interval, p, test)
+    return ScoreDifference(
+        name, count, n_documents if is_clustered else None, means[0], means[1], interval, p, test
+    )
 
 
 def cost_ratios(
@@ -161,8 +199,8 @@ def cost_ratios(
 ) -> list[CostRatio]:
     """For each cost that both runs measured.
 
-    Over the requests that both answered, with an interval over them; runs in other batches have no
-    requests in common, so theirs is over all requests, without an interval.
+    Over the requests that both answered, with an interval over them where they are enough; runs in
+    other batches have no requests in common, so theirs is over all requests, without an interval.
     """
     first, second = (
         {_request(row): row for row in _good_rows(run, context_tokens)}
@@ -170,27 +208,24 @@ def cost_ratios(
     )
     shared = [key for key in first if key in second]
     ratios = []
-    for name, unit, key, decimals, more, less in _COSTS:
-        interval = None
-        if shared:
-            # A row with one new token has no decode step.
-            pairs = [
-                (before, after)
-                for request in shared
-                if (before := first[request].get(key)) and (after := second[request].get(key))
-            ]
-            sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-            interval = statistics.ratio_interval(*sides, seed)
-        else:
+    for name, unit, key, decimals in _COSTS:
+        # A row with one new token has no decode step.
+        pairs = [
+            (before, after)
+            for request in shared
+            if (before := first[request].get(key)) and (after := second[request].get(key))
+        ]
+        sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        interval = statistics.ratio_interval(*sides, seed)
+        if not shared:
             sides = (
                 [value for row in first.values() if (value := row.get(key))],
                 [value for row in second.values() if (value := row.get(key))],
             )
         medians = [statistics.percentile(side, 50) for side in sides]
         if medians[0] is not None and medians[1] is not None:
-            ratios.append(
-                CostRatio(name, unit, decimals, more, less, medians[0], medians[1], interval)
-            )
+            both = medians[0], medians[1]
+            ratios.append(CostRatio(name, unit, decimals, *both, interval, len(pairs)))
     return ratios
 
 

@@ -176,6 +176,8 @@ def context_summary(
     summary["answered_pct"] = 100 * sum(answered) / len(answered) if answered else None
     summary["answered_count"] = sum(answered) if answered else None
     summary["total_count"] = len(samples)
+    documents = [sample.get("document_id") for sample in samples]
+    summary["n_documents"] = len(set(documents)) if documents and all(documents) else None
     summary["n_failed"] = len(rows) - len(good)
     summary["n_oom"] = sum(bool(row.get("oom")) for row in rows)
     summary["prompt_tokens_mean"] = statistics.mean([s["prompt_tokens"] for s in samples])
@@ -189,10 +191,12 @@ def context_summary(
 
 
 def _score(name: str, samples: Sequence[dict[str, Any]], seed: int) -> Summary:
-    scores = [sample[name] for sample in samples if sample[name] is not None]
+    scored = [sample for sample in samples if sample[name] is not None]
+    scores = [sample[name] for sample in scored]
+    documents = [sample.get("document_id") for sample in scored]
     return {
         name: statistics.mean(scores),
-        f"{name}_ci95": statistics.mean_interval(scores, seed),
+        f"{name}_ci95": statistics.mean_interval(scores, seed, documents),
     }
 
 

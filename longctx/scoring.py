@@ -54,6 +54,7 @@ def scored_samples(
     return [
         {
             "sample_id": sample.sample_id,
+            "document_id": sample.document_id,
             "prompt_tokens": len(prompt.input_ids),
             "document_tokens": prompt.document_tokens,
             "dropped_tokens": prompt.dropped_tokens,

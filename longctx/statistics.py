@@ -1,16 +1,20 @@
 """Percentiles over requests, intervals over samples, and comparisons in pairs."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binomtest, bootstrap, norm, permutation_test, t
+from scipy.stats import beta, binomtest, bootstrap, norm, permutation_test, t
 
-_CONFIDENCE = 0.95
-_TAIL = (1 - _CONFIDENCE) / 2
+_TAIL = 0.025  # of 95% intervals
 _RESAMPLES = 2000
+_NO_WIDTH = 1e-12  # rounding, in units of a score
+LEAST_REQUESTS = 6  # of fewer no interval of a median can be had: 2 * 0.5 ** 5 is more than 5%
+
+# Of each value what it shares with others, such as a document; None of one that stands alone.
+Clusters = Sequence[str | None]
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -23,53 +27,60 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return float(np.percentile(values, percent)) if values else None
 
 
-def mean_interval(values: Sequence[float], seed: int) -> list[float] | None:
-    """95% interval of the mean of scores from 0 to 1; None of fewer than two.
+def mean_interval(
+    values: Sequence[float], seed: int, clusters: Clusters | None = None
+) -> list[float] | None:
+    """95% interval of the mean of scores from 0 to 1; None of fewer than two clusters.
 
-    Of scores that are all 0 or 1, the exact interval of a proportion (Clopper and Pearson 1934);
-    of others the percentile bootstrap over samples. Scores that are all the same, of which the
-    bootstrap would make an interval of no width, get the proportion of other scores that may have
-    been missed, each as far off as a score can be: at 0 and 1 that is the exact interval again.
+    The Bayesian bootstrap over clusters (Rubin 1981, "The Bayesian Bootstrap"), to which half an
+    average cluster of zeros and half of ones are added, for the scores that few samples miss. Of
+    independent scores that are all 0 or 1 it is Jeffreys' interval of a proportion, computed
+    exactly. It reaches 0 or 1 where every score is there.
     """
-    count = len(values)
+    sums, sizes = _by_cluster(values, clusters)
+    count = len(sums)
     if count < 2:
         return None
-    if set(values) <= {0, 1}:
-        test = binomtest(round(sum(values)), count)
-        interval = test.proportion_ci(_CONFIDENCE, method="exact")
-    elif len(set(values)) == 1:
-        missed = 1 - _TAIL ** (1 / count)
-        return [(1 - missed) * values[0], (1 - missed) * values[0] + missed]
+    right = float(sum(values))
+    if count == len(values) and set(values) <= {0, 1}:
+        low, high = beta.ppf([_TAIL, 1 - _TAIL], right + 0.5, count - right + 0.5)
     else:
-        interval = bootstrap(
-            (np.asarray(values, dtype=float),),
-            np.mean,
-            n_resamples=_RESAMPLES,
-            confidence_level=_CONFIDENCE,
-            method="percentile",
-            vectorized=True,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return [float(interval.low), float(interval.high)]
+        rng = np.random.default_rng(seed)
+        weights = rng.standard_exponential((_RESAMPLES, count))
+        zeros, ones = rng.standard_gamma(0.5, (2, _RESAMPLES)) * sizes.mean()
+        means = (weights @ sums + ones) / (weights @ sizes + zeros + ones)
+        low, high = np.quantile(means, [_TAIL, 1 - _TAIL])
+    return [float(low) if right else 0.0, float(high) if right < len(values) else 1.0]
 
 
-def paired_interval(differences: Sequence[float], seed: int) -> list[float] | None:
-    """95% interval of the mean of differences from -1 to 1, one a sample; None of fewer than two.
+def paired_interval(
+    differences: Sequence[float], clusters: Clusters | None = None
+) -> list[float] | None:
+    """95% interval of the mean of differences from -1 to 1; None of fewer than two clusters.
 
-    The percentile bootstrap over samples, widened for small samples (Hesterberg 2015, "What
-    Teachers Should Know About the Bootstrap", section 4.3). Samples count as independent.
-    Differences that are all the same would get no width: instead, a share of other samples that may
-    have been missed is assumed, each as far off as a difference can be.
+    The t interval; of clusters with the bias-reduced variance CR2 and Satterthwaite's degrees of
+    freedom (Bell and McCaffrey 2002, "Bias Reduction in Standard Errors for Linear Regression with
+    Multi-Stage Samples"), which for clusters of one are s² / n and n - 1. Clusters that all differ
+    by the same would get no width: instead, a share of other ones that may have been missed is
+    assumed, each as far off as a difference can be.
     """
-    count = len(differences)
+    sums, sizes = _by_cluster(differences, clusters)
+    count = len(sums)
     if count < 2:
         return None
-    if len(set(differences)) == 1:
-        missed = 1 - _TAIL ** (1 / count)
-        middle = (1 - missed) * differences[0]
-        return [middle - missed, middle + missed]
-    values = np.asarray(differences, dtype=float)
-    return _bootstrap_interval((values,), np.mean, count, seed)
+    total = sizes.sum()
+    middle = sums.sum() / total
+    shares = sizes / total
+    error = math.sqrt(((sums - sizes * middle) ** 2 / (1 - shares)).sum()) / total
+    if error < _NO_WIDTH:
+        reach = 1 - _TAIL ** (1 / count)
+        middle *= 1 - reach
+    else:
+        # As if all samples were alike: then the moments of CR2 are these.
+        leverages = shares**2 / (1 - shares)
+        freedom = 1 / ((shares**2).sum() + leverages.sum() ** 2 - (leverages**2).sum())
+        reach = t.isf(_TAIL, freedom) * error
+    return [max(float(middle - reach), -1.0), min(float(middle + reach), 1.0)]
 
 
 def paired_proportion_interval(gains: int, losses: int, count: int) -> list[float] | None:
@@ -98,16 +109,18 @@ def paired_proportion_interval(gains: int, losses: int, count: int) -> list[floa
     return [float(low), float(high)]
 
 
-def sign_flip_p(differences: Sequence[float], seed: int) -> float:
+def sign_flip_p(differences: Sequence[float], seed: int, clusters: Clusters | None = None) -> float:
     """Two-sided p of a mean difference of 0: the share of sign flips that give as large a mean.
 
-    Exact when 2 ** (differences that are not 0) is at most 10,000, else of 10,000 draws.
+    A cluster's differences flip together. Exact when 2 ** (clusters whose sum is not 0) is at most
+    10,000, else of 10,000 draws.
     """
-    values = np.asarray([d for d in differences if d], dtype=float)
-    if len(values) < 2:
+    sums, _ = _by_cluster(differences, clusters)
+    sums = sums[sums != 0]
+    if len(sums) < 2:
         return 1.0  # of one, either sign is as large
     test = permutation_test(
-        (values,),
+        (sums,),
         np.mean,
         permutation_type="samples",
         n_resamples=10_000,
@@ -128,28 +141,23 @@ def mcnemar_p(gains: int, losses: int) -> float:
 def ratio_interval(
     reference: Sequence[float], other: Sequence[float], seed: int
 ) -> list[float] | None:
-    """95% percentile-bootstrap interval of median(other) / median(reference), over pairs.
+    """95% interval of median(other) / median(reference), over pairs; None of fewer than six.
 
-    The values are positive, of the same requests in the same order. None of fewer than two.
+    The values are positive, of the same requests in the same order. The percentile bootstrap over
+    pairs; its tails are those that a t interval would have (Hesterberg 2015, "What Teachers Should
+    Know About the Bootstrap", section 4.3). It says nothing of how another run would differ.
     """
-    if len(reference) < 2:
+    count = len(reference)
+    if count < LEAST_REQUESTS:
         return None
 
     def ratio(first: Any, second: Any, axis: int = -1) -> Any:
         return np.median(second, axis=axis) / np.median(first, axis=axis)
 
-    pairs = (np.asarray(reference, dtype=float), np.asarray(other, dtype=float))
-    return _bootstrap_interval(pairs, ratio, len(reference), seed)
-
-
-def _bootstrap_interval(
-    samples: tuple[Any, ...], statistic: Callable[..., Any], count: int, seed: int
-) -> list[float]:
-    """Percentile bootstrap over pairs; its tails are those that a t interval would have."""
     tail = norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(_TAIL, count - 1))
     interval = bootstrap(
-        samples,
-        statistic,
+        (np.asarray(reference, dtype=float), np.asarray(other, dtype=float)),
+        ratio,
         paired=True,
         n_resamples=_RESAMPLES,
         confidence_level=1 - 2 * tail,
@@ -158,3 +166,15 @@ def _bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return [float(interval.low), float(interval.high)]
+
+
+def _by_cluster(values: Sequence[float], clusters: Clusters | None) -> tuple[Any, Any]:
+    """The sum and the number of the values of each cluster, in order of appearance."""
+    places: dict[Any, int] = {}
+    # A value whose cluster is not known is one of its own, by a key that no cluster has.
+    of_value = [
+        places.setdefault((number,) if name is None else name, len(places))
+        for number, name in enumerate(clusters or [None] * len(values))
+    ]
+    sums = np.bincount(of_value, np.asarray(values, dtype=float), len(places))
+    return sums, np.bincount(of_value, minlength=len(places)).astype(float)

@@ -1,5 +1,6 @@
 """What a script says about its data set, and its samples for each context length."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -32,6 +33,12 @@ class Sample:
     evidence: list[str] = field(default_factory=list)
     choices: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def document_id(self) -> str | None:
+        """16 hex digits that samples about the same whole document share; None of an empty one."""
+        text = self.parts.document.encode(errors="surrogatepass")
+        return hashlib.sha256(text).hexdigest()[:16] if text else None
 
 
 class ReportingBackend(Backend, Protocol):

@@ -5,11 +5,17 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import hotpotqa_eval
+import longbench_kv_eval
+import narrativeqa_eval
 from longctx import paired
 from longctx.paired import CostRatio, ScoreDifference
 from studies.measurements import Point
 
 _SEED = 0
+TASKS = {
+    module.TASK.name: module.TASK for module in (narrativeqa_eval, hotpotqa_eval, longbench_kv_eval)
+}
 # The score of each task that stands in tables and figures.
 SCORES = {"narrativeqa": "meteor", "hotpotqa": "f1", "longbench_kv": "em"}
 
@@ -37,6 +43,7 @@ def score(found: Sequence[Pair]) -> ScoreDifference | None:
     """
     name = SCORES[found[0].other.meta["task"]]
     scores: dict[str, list[tuple[float, float]]] = {}
+    documents: dict[str, str | None] = {}
     for pair in found:
         first, second = (
             paired.samples_at(point.run, point.context_tokens)
@@ -44,8 +51,41 @@ def score(found: Sequence[Pair]) -> ScoreDifference | None:
         )
         for key, both in paired.score_pairs(first, second, name).items():
             scores.setdefault(key, []).append(both)
+            documents.setdefault(key, paired.document_of(first[key], second[key]))
+    return _difference(name, scores, documents)
+
+
+def above_floor(full: Sequence[Point]) -> ScoreDifference | None:
+    """What the full cache's answers score more than the same answers shuffled between questions.
+
+    full: one or more points, of one setting. As in `score`, each sample counts once.
+    """
+    task = TASKS[full[0].meta["task"]]
+    name = SCORES[task.name]
+    scores: dict[str, list[tuple[float, float]]] = {}
+    documents: dict[str, str | None] = {}
+    for point in full:
+        mine = [
+            sample
+            for row in point.rows
+            for sample in row["samples"]
+            if sample.get(name) is not None
+        ]
+        half = len(mine) // 2
+        shuffled = [sample["prediction"] for sample in mine[half:] + mine[:half]]
+        floors = task.score(shuffled, [sample["references"] for sample in mine])
+        for sample, floor in zip(mine, floors, strict=True):
+            key = sample["sample_id"]
+            scores.setdefault(key, []).append((floor[name] or 0.0, sample[name]))
+            documents.setdefault(key, paired.document_of(sample))
+    return _difference(name, scores, documents)
+
+
+def _difference(
+    name: str, scores: dict[str, list[tuple[float, float]]], documents: dict[str, str | None]
+) -> ScoreDifference | None:
     means = [(fmean(b for b, _ in mine), fmean(a for _, a in mine)) for mine in scores.values()]
-    return paired.difference(name, means, _SEED) if means else None
+    return paired.difference(name, means, _SEED, list(documents.values())) if means else None
 
 
 def pairs(
@@ -59,11 +99,10 @@ def pairs(
             yield Pair(reference, point)
 
 
-def speed_up(ratio: CostRatio) -> tuple[float, float, float]:
-    """How many times as fast, with the interval over requests, of a ratio of times."""
-    value = ratio.reference / ratio.other
-    low, high = ratio.interval or (1 / value, 1 / value)
-    return value, 1 / high, 1 / low
+def speed_up(ratio: CostRatio) -> tuple[float, list[float] | None]:
+    """How many times as fast, with the interval within one run, of a ratio of times."""
+    interval = ratio.interval and [1 / end for end in reversed(ratio.interval)]
+    return ratio.reference / ratio.other, interval
 
 
 def is_faster(pair: Pair, figure: str) -> bool:
@@ -72,9 +111,18 @@ def is_faster(pair: Pair, figure: str) -> bool:
     return bool(first and second) and max(second) < min(first)
 
 
-def is_seen(difference: ScoreDifference) -> int:
-    """-1 for a loss that interval and test both show, 1 for such a gain, else 0."""
-    if difference.interval is None or difference.p >= paired.SIGNIFICANCE:
+def is_control(point: Point) -> bool:
+    """Whether the method is there to be beaten: chance, recency or the highest norms."""
+    return point.method in ("random", "window") or point.setting("L2_KEEP") == "high"
+
+
+def is_seen(difference: ScoreDifference, p: float | None = None) -> int:
+    """-1 for a loss that interval and test both show, 1 for such a gain, else 0.
+
+    p: the test's, where it is corrected for many tests.
+    """
+    p = difference.p if p is None else p
+    if difference.interval is None or p >= paired.SIGNIFICANCE:
         return 0
     low, high = difference.interval
     return 1 if low > 0 else -1 if high < 0 else 0

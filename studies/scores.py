@@ -1,7 +1,9 @@
 """The study's tables of scores: what pruning changes, by data set, method and share kept."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from scipy.stats import false_discovery_control
 
 from longctx.paired import ScoreDifference
 from longctx.tables import markdown
@@ -20,20 +22,26 @@ class Scored:
     score: ScoreDifference
     of: list[Point]
 
+_OVERVIEW = (
+    "quality: losses / gains seen over all lengths, of methods that are no controls, corrected for "
+    "their number; - where shuffled answers score as much"
+)
+
 
 def blocks(points: Sequence[Point]) -> Iterator[Block]:
     """Scores by method and share, over all lengths and at each; how many losses are seen."""
     mine = [point for point in points if point.sweep.startswith("quality/")]
     found = list(comparisons.pairs(mine, lambda p: p.method == "full", lambda p: p.sweep))
+    full = grouped((p for p in mine if p.method == "full"), lambda p: p.sweep)
     over_lengths = {}
     for sweep, here in grouped(found, lambda pair: pair.other.sweep).items():
         same = grouped(here, lambda pair: (pair.other.method, pair.other.kept)).values()
         if scored := _scored(same):
-            over_lengths[sweep.removeprefix("quality/")] = scored
+            over_lengths[sweep] = scored
             yield _table(sweep, "all lengths", scored)
     if over_lengths:
-        title = "quality: losses / gains seen over all lengths, of the methods"
-        yield title, _overview(over_lengths)
+        can_lose = {sweep for sweep in over_lengths if _is_above_floor(full[sweep])}
+        yield _OVERVIEW, _overview(over_lengths, can_lose)
     for length, at in grouped(found, lambda pair: pair.other.context_tokens).items():
         for sweep, here in grouped(at, lambda pair: pair.other.sweep).items():
             if scored := _scored([pair] for pair in here):
@@ -49,19 +57,40 @@ def _scored(cells: Iterable[Sequence[Pair]]) -> list[Scored]:
     ]
 
 
-def _overview(found: Mapping[str, Sequence[Scored]]) -> str:
-    """By data set and in all, of each share kept: losses and gains among the methods."""
-    everything = [scored for mine in found.values() for scored in mine]
-    shares = sorted({scored.point.kept for scored in everything}, reverse=True)
+def _is_above_floor(full: Sequence[Point]) -> bool:
+    difference = comparisons.above_floor(full)
+    return difference is not None and comparisons.is_seen(difference) > 0
+
+
+def _overview(found: Mapping[str, Sequence[Scored]], can_lose: Collection[str]) -> str:
+    """By data set and in all, of each share kept: losses and gains among the methods.
+
+    Without controls, and without data on which nothing can be lost. All that are counted are one
+    family of tests, corrected by Benjamini and Hochberg's procedure.
+    """
+    counted = [
+        (sweep, scored.point.kept, scored.score)
+        for sweep, mine in sorted(found.items())
+        for scored in mine
+        if sweep in can_lose and not comparisons.is_control(scored.point)
+    ]
+    ps = false_discovery_control([score.p for *_, score in counted]) if counted else []
+    seen = [
+        (sweep, share, comparisons.is_seen(score, p))
+        for (sweep, share, score), p in zip(counted, ps, strict=True)
+    ]
+    shares = sorted({one.point.kept for mine in found.values() for one in mine}, reverse=True)
     rows = [["data", *(f"{share:.0%}" for share in shares)]]
-    for name, mine in (*sorted(found.items()), ("all", everything)):
-        rows.append([name, *(_counts(mine, share) for share in shares)])
+    for sweep in sorted(found):
+        here = [entry for entry in seen if entry[0] == sweep]
+        rows.append([sweep.removeprefix("quality/"), *(_counts(here, share) for share in shares)])
+    rows.append(["all", *(_counts(seen, share) for share in shares)])
     return markdown(rows[0], rows[1:])
 
 
-def _counts(found: Sequence[Scored], share: float) -> str:
-    seen = [comparisons.is_seen(mine.score) for mine in found if mine.point.kept == share]
-    return f"{seen.count(-1)} / {seen.count(1)} of {len(seen)}"
+def _counts(seen: Sequence[tuple[str, float, int]], share: float) -> str:
+    signs = [sign for _, kept, sign in seen if kept == share]
+    return f"{signs.count(-1)} / {signs.count(1)} of {len(signs)}" if signs else "-"
 
 
 def _table(sweep: str, lengths: str, here: Sequence[Scored]) -> Block:
