@@ -133,15 +133,7 @@ class Run:
         requests, load_s = self._loaded()
         files = self._files()
         self.meta = files.meta
-        made = Summaries(
-            self.task,
-            self.settings,
-            files.meta,
-            self.samples,
-            has_quality=not self.source.is_random,
-            is_pruned=self.pruning is not None,
-            weights_gb=results.gigabytes(models.weight_bytes(requests.model)),
-        )
+        made = self._summaries(requests.model)
         tracker = Tracker(
             self.settings, files.meta, self.task.score_names, writes=self.workers.is_first
         )
@@ -180,24 +172,47 @@ class Run:
                 f"error: LOGDIR={self.settings.logdir}: {error.strerror}; finished requests are "
                 f"kept in {files.journal}, for RESUME=1"
             ) from error
-        full = None
         summary = made.of_run(rows, summaries) | {
             "load_s": load_s,
             "wall_s": time.perf_counter() - began,
         }
         self.failure = outcomes.failure(summary, rows)
-        if self.workers.is_first:
-            files.meta["kernel"] = {
-                phase: "+".join(sorted({s[f"kernel_{phase}"] for s in summaries} - {""}))
-                for phase in ("prefill", "decode")
-            }
-            full = files.finish(rows, summaries, summary)
-            tracker.finish(rows, summary)
-            stdout.print(tables.table_of([full]))
-            tables.print_predictions(full)
-            tables.print_paths([files.summaries_path, files.full_path])
+        full = self._finished(files, tracker, rows, summaries, summary)
         self.workers.leave()
         files.journal.unlink(missing_ok=True)
+        return full
+
+    def _summaries(self, model: PreTrainedModel) -> Summaries:
+        return Summaries(
+            self.task,
+            self.settings,
+            self.meta,
+            self.samples,
+            has_quality=not self.source.is_random,
+            is_pruned=self.pruning is not None,
+            weights_gb=results.gigabytes(models.weight_bytes(model)),
+        )
+
+    def _finished(
+        self,
+        files: RunFiles,
+        tracker: Tracker,
+        rows: Sequence[Row],
+        summaries: Sequence[Summary],
+        summary: Summary,
+    ) -> dict[str, Any] | None:
+        """The full results, written, logged and shown; None in processes other than the first."""
+        if not self.workers.is_first:
+            return None
+        files.meta["kernel"] = {
+            phase: "+".join(sorted({s[f"kernel_{phase}"] for s in summaries} - {""}))
+            for phase in ("prefill", "decode")
+        }
+        full = files.finish(rows, summaries, summary)
+        tracker.finish(rows, summary)
+        stdout.print(tables.table_of([full]))
+        tables.print_predictions(full)
+        tables.print_paths([files.summaries_path, files.full_path])
         return full
 
     def _loaded(self) -> tuple[Requests, float]:

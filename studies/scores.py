@@ -22,6 +22,7 @@ class Scored:
     score: ScoreDifference
     of: list[Point]
 
+
 _OVERVIEW = (
     "quality: losses / gains seen over all lengths, of methods that are no controls, corrected for "
     "their number; - where shuffled answers score as much"
