@@ -23,7 +23,7 @@ from rich.table import Table
 
 import narrativeqa_eval
 from kv_compression import attention
-from longctx import config, quantization
+from longctx import config, outcomes, quantization
 from longctx.console import notice, stdout
 from longctx.runner import Run
 from longctx.tables import figure
@@ -90,7 +90,16 @@ def table_of(results: dict[Cell, dict[str, Any]]) -> Table:
     meta = next(iter(results.values()))["run_meta"]
     title = f"{meta['model']}, {meta['variables']['DTYPE']}, {meta['device']['name']}"
     table = Table(title=escape(title), title_justify="left")
-    for heading in ("quant", "KV", "attn", "context", "TTFT ms", "decode ms/token", "peak GB"):
+    for heading in (
+        "quant",
+        "KV",
+        "attn",
+        "context",
+        "samples",
+        "TTFT ms",
+        "decode ms/token",
+        "peak GB",
+    ):
         table.add_column(heading, justify="left" if heading in ("quant", "KV", "attn") else "right")
     table.add_column("kernels")
     table.add_column("differ", justify="right")
@@ -103,6 +112,7 @@ def table_of(results: dict[Cell, dict[str, Any]]) -> Table:
             table.add_row(
                 *cell,
                 f"{summary['context_tokens']:,}",
+                outcomes.samples(summary),
                 figure(summary["ttft_ms_p50"], 1),
                 figure(summary["ms_per_token_decode_p50"], 1),
                 figure(summary["peak_gpu_mem_gb_p95"], 2),

@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flex_pipeline.cells import Cell, Record, finished, run
-from longctx import config, preflight, redaction, tables
+from longctx import config, outcomes, preflight, redaction, tables
 from longctx.console import notice, printable, stdout
 from longctx.results import write_whole
 from longctx.settings import Settings
@@ -138,8 +138,9 @@ def table_of(
     for name in shown:
         table.add_column(name)
     table.add_column("status", max_width=_REASON_WIDTH)
-    for heading in ("context", *(heading for heading, _, _ in figures)):
+    for heading in ("context", "samples", *(heading for heading, _, _ in figures)):
         table.add_column(heading, justify="right")
+    captions = []
     for cell, record, full in zip(cells, records, runs, strict=True):
         values = [escape(cell.variables.get(name, "")) for name in shown]
         if full is None:
@@ -148,8 +149,13 @@ def table_of(
             continue
         for summary in full["ctx_summaries"]:
             measured = [tables.cell(summary, path, decimals) for _, path, decimals in figures]
-            table.add_row(*values, record.status, f"{summary['context_tokens']:,}", *measured)
+            context = f"{summary['context_tokens']:,}", outcomes.samples(summary)
+            table.add_row(*values, record.status, *context, *measured)
             values = [""] * len(shown)
+        label = " ".join(cell.variables.get(name, "") for name in shown)
+        captions += tables.captions([full], [label])
+    if captions:
+        table.caption, table.caption_justify = escape("\n".join(captions)), "left"
     return table
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import narrativeqa_eval
-from longctx import config, preflight, requests, results, runner, tracking
+from longctx import config, outcomes, preflight, requests, results, runner, tracking
 from longctx.config import SettingError
 from longctx.run_files import RunFiles
 from tests.runs import environ, run, start, without_timings
@@ -20,6 +20,15 @@ pytestmark = pytest.mark.model
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 GiB")
 NO_MEMORY = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+NO_HANDLE = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+
+
+def parts(summary):
+    """Samples scored, failed, out of memory, not run, left out: as many as were asked for."""
+    found = [summary[key] for key in ("n_scored", *outcomes.PARTS)]
+    assert sum(found) == summary["n_asked"]
+    return found
 
 
 def fail(monkeypatch, when, error):
@@ -42,7 +51,7 @@ def outputs(full):
     }
 
 
-@pytest.mark.parametrize("error", [OUT_OF_MEMORY, NO_MEMORY, MemoryError()])
+@pytest.mark.parametrize("error", [OUT_OF_MEMORY, NO_MEMORY, NO_HANDLE])
 @pytest.mark.parametrize("oom", ["skip", "stop"])
 def test_out_of_memory_ends_a_context_or_all_longer_ones(
     tiny_folder, tmp_path, monkeypatch, oom, error
@@ -56,6 +65,9 @@ def test_out_of_memory_ends_a_context_or_all_longer_ones(
     assert longer["total_count"] == (5 if oom == "skip" else 0)
     assert longer["skipped_after_oom_at"] == (None if oom == "skip" else 300)
     assert full["summary"]["n_oom"] == 1
+    assert parts(failed) == [0, 0, 1, 4, 0]
+    assert parts(longer) == ([5, 0, 0, 0, 0] if oom == "skip" else [0, 0, 0, 5, 0])
+    assert sum(parts(full["summary"])) == 15
 
 
 @pytest.mark.parametrize("fits", [1, 2, 3])
@@ -68,13 +80,16 @@ def test_out_of_memory_retries_with_smaller_batches(tiny_folder, tmp_path, monke
     sizes = [row["batch_size"] for row in full["rows"] if row["success"]]
     assert sizes == {1: [1] * 9, 2: [2] * 4 + [1], 3: [2] * 4 + [1]}[fits]
     assert full["summary"]["n_oom"] == (2 if fits > 1 else 6)
+    assert parts(full["summary"]) == [9, 0, 0, 0, 0]
+    # Of the largest batch that ran.
+    assert full["ctx_summaries"][0]["n_timed_requests"] == (4 if fits > 1 else 9)
     places = [row["first_sample"] for row in full["rows"] if row["success"]]
     assert places == sorted(places)
 
 
 @pytest.mark.parametrize("batch_size", ["1", "3"])
 def test_a_sample_that_fails_is_a_row_with_its_error(
-    tiny_folder, tmp_path, monkeypatch, batch_size
+    tiny_folder, tmp_path, monkeypatch, capsys, batch_size
 ):
     settings = {"CONTEXTS": "200", "N_SAMPLES": "7", "BATCH_SIZE": batch_size, "WARMUP": "0"}
     whole = run(tiny_folder, tmp_path / "unbroken", **settings)
@@ -87,12 +102,17 @@ def test_a_sample_that_fails_is_a_row_with_its_error(
         return real(task, batch, *arguments, **options)
 
     monkeypatch.setattr(requests, "scored_samples", scored)
+    capsys.readouterr()
     full = run(tiny_folder, tmp_path, **settings)
     (failed,) = [row for row in full["rows"] if not row["success"]]
     assert failed["error"] == "ZeroDivisionError: nothing"
     assert (failed["sample_ids"], failed["oom"], failed["batch_size"]) == ([ids[4]], False, 1)
     (summary,) = full["ctx_summaries"]
     assert (summary["n_failed"], summary["n_oom"], summary["total_count"]) == (1, 0, 6)
+    assert parts(summary) == [6, 1, 0, 0, 0]
+    assert summary["n_timed_requests"] == (6 if batch_size == "1" else 1)
+    note = "times, throughput and memory are of the 1 requests of the largest batch; 3 of a smaller"
+    assert (note in capsys.readouterr().err) is (batch_size == "3")
     expected = outputs(whole)
     expected.pop((200, ids[4]))
     assert outputs(full) == expected
@@ -241,6 +261,7 @@ def test_an_interrupted_run_writes_what_is_there_and_goes_on(tiny_folder, tmp_pa
     (lines,) = tmp_path.glob("*Qnone_*[0-9].jsonl")
     (line,) = [json.loads(line) for line in lines.read_text().splitlines()]
     assert line["n_requests"] == len(rows) >= 3
+    assert parts(line) == [len(rows), 0, 0, 40 - len(rows), 0]
     resumed = run(tiny_folder, tmp_path, RESUME="1", **settings)
     assert resumed["rows"][: len(rows)] == rows
     assert len(resumed["rows"]) == 80

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from kv_compression import out_of_memory
+from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs, step
+from tests.models import tiny
 
 
 class OutOfResources(Exception):
@@ -90,3 +92,27 @@ def test_what_an_error_did_not_come_from():
     loop.__cause__ = KeyError("y")
     loop.__cause__.__cause__ = loop
     assert out_of_memory.cause(loop) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("CUBLAS_STATUS_ALLOC_FAILED", RuntimeError), ("not permitted", CannotBeCapturedError)],
+)
+def test_memory_that_runs_out_while_a_step_is_captured_is_no_obstacle_to_capturing(
+    monkeypatch, said, kind
+):
+    class Step:
+        def __init__(self, *_):
+            pass
+
+        def begin(self, *_):
+            pass
+
+        def capture(self, pool):
+            raise RuntimeError(said)
+
+    monkeypatch.setattr(step, "DecodeStep", Step)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", tuple)
+    with pytest.raises(kind, match=said) as caught:
+        DecodeGraphs(tiny()).capture([], torch.zeros(1), torch.zeros(1, 1))
+    assert caught.type is kind

@@ -1,12 +1,13 @@
 """What became of the samples that were asked for, counted, shown and told to the shell."""
 
 import json
+import re
 
 import pytest
 from rich.console import Console
 
 from longctx import outcomes, results, saved, tables
-from longctx.report import flat
+from longctx.report import flat, page
 from longctx.run_files import RunFiles
 from tests.saved_runs import full_results, write
 from tests.test_rows import requests, scored, summary_of
@@ -107,6 +108,17 @@ def test_every_table_marks_what_is_partial_and_says_why(tmp_path):
     assert "meteor_failures_as_0" in document
     assert WHY in document
     assert "28 failed, 2 left out (TRUNCATE=skip)" in flat.csv_text([(tmp_path, run)])
+
+
+def test_the_page_knows_what_is_partial(tmp_path):
+    runs = [(tmp_path / name, run_with(**parts)) for name, parts in
+            (("a", PARTIAL), ("b", WHOLE), ("c", {}))]  # fmt: skip
+    text = page.document(runs, samples=1)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    assert [(row["samples"], row["asked"], row["missing"]) for row in data["rows"]] == [
+        ("10 of 40 ‡", 40, "28 failed, 2 left out (TRUNCATE=skip)"), ("10", 10, ""), ("10", 10, ""),
+    ]  # fmt: skip
+    assert data["rows"][0]["figures"]["meteor_failures_as_0"] == 0.158
 
 
 def test_a_whole_run_has_one_more_line_and_no_marks(tmp_path):

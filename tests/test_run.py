@@ -10,7 +10,7 @@ import time
 import pytest
 
 import narrativeqa_eval
-from longctx import config, requests, runner
+from longctx import config, requests, runner, tables
 from tests.runs import ROOT, environ, run, without_timings
 
 pytestmark = pytest.mark.model
@@ -79,6 +79,10 @@ def test_predictions_do_not_depend_on_the_batch_size(tiny_folder, tmp_path):
     assert predictions(one) == predictions(many)
 
 
+def table_keys(full):
+    return {path[0] for _, path, _ in tables.figures_of([full])}
+
+
 def test_the_question_is_read_against_the_pruned_context(tiny_folder, tmp_path):
     settings = {"KV_MODE": "l2", "KEEP_TOKENS": "50", "PRUNE_AFTER": "0", "SKIP_LAYERS": ""}
     whole = run(tiny_folder, tmp_path, CONTEXTS="300", **settings)
@@ -87,7 +91,14 @@ def test_the_question_is_read_against_the_pruned_context(tiny_folder, tmp_path):
     assert context["ctx_summaries"][0]["first_token_before_pruning"] is False
     for row in whole["rows"]:
         assert row["stored_tokens_per_layer"] == [50] * 3
+        assert row["document_ms"] is row["question_ttft_ms"] is None
+    assert "question_ttft_ms_p50" not in table_keys(whole)
+    assert "question_ttft_ms_p50" in table_keys(context)
     for row in context["rows"]:
+        parts = row["document_ms"], row["question_ttft_ms"]
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(row["ttft_ms"], rel=1e-3)
+        assert row["setup_ms"] > 0
         # What follows the document, about forty tokens, is kept whole.
         assert 65 < row["stored_tokens_per_layer"][0] < 110
 
@@ -145,7 +156,8 @@ def test_a_local_file_of_the_same_schema(tiny_folder, tmp_path):
     skipped = run(
         tiny_folder, tmp_path / "logs", DATASET_ID=str(path), TRUNCATE="skip", CONTEXTS="128"
     )
-    assert skipped["ctx_summaries"][0]["total_count"] == 0
+    (nothing,) = skipped["ctx_summaries"]
+    assert (nothing["total_count"], nothing["n_asked"], nothing["n_left_out"]) == (0, 2, 2)
 
 
 @pytest.mark.timeout(180)

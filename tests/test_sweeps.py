@@ -90,6 +90,21 @@ def test_a_line_that_is_no_run_is_refused(line, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_a_run_of_failures_alone_is_not_done(monkeypatch, capsys):
+    class Failed:
+        failure = "4 of 4 requests failed; the first: ValueError: x"
+
+        def __init__(self, *_):
+            pass
+
+        def execute(self):
+            pass
+
+    monkeypatch.setattr(sweep, "Run", Failed)
+    assert sweep.run_all(sweep.read(CELLS[:1])) == 1
+    assert f"not done: {CELLS[0]}: {Failed.failure}" in capsys.readouterr().err
+
+
 @pytest.mark.model
 def test_runs_of_one_process_are_those_of_their_own(tiny_folder, tmp_path, monkeypatch, capsys):
     loaded, load = [], models.load

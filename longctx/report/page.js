@@ -176,7 +176,7 @@ function main() {
 /** What the mark of partial cells means, with each reason once; nothing where no row has it. */
 function missingText(rows) {
   if (!rows.length) return "";
-  const kinds = [...new Set(rows.map((row) => `${row.samples}: ${row.missing}`))].sort();
+  const kinds = [...new Set(rows.map((row) => `${figure(row.n, 0)} of ${figure(row.asked, 0)}: ${row.missing}`))].sort();
   const shown = kinds.slice(0, MOST_KINDS).join("; ");
   const more = kinds.length > MOST_KINDS ? `; and ${kinds.length - MOST_KINDS} more, under the samples of their rows` : "";
   return ` \u2021 Not all samples that were asked for were scored, in ${figure(rows.length, 0)} rows (${shown}${more}).`;
