@@ -90,7 +90,7 @@ class _HookOfWandb:
     def __eq__(self, function: object) -> bool:
         return str(getattr(function, "__module__", "")).partition(".")[0] == "wandb"
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -140,7 +140,7 @@ class Tracker:
                 f"keeps it for a later `wandb sync`, WANDB_MODE=disabled asks no more"
             )
         # A finished run is stored; at its end a process would wait for what did not finish.
-        atexit.unregister(_HookOfWandb())
+        atexit.unregister(_HookOfWandb())  # type: ignore[arg-type]
 
     def context(self, summary: Summary) -> None:
         """Log the figures of one context length."""
