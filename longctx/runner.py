@@ -78,9 +78,9 @@ class Run:
         prefill.check(settings, self.source)
         self.builder = self.supplies.builder(task, settings, self.source)
         self.samples = self.supplies.samples(task, settings, self.builder)
-        self.choice_tokens = preflight.choice_tokens(
-            task, settings, self.builder, self.samples[settings.contexts[0]][0]
-        )
+        sample = self.samples[min(settings.contexts)][0]
+        preflight.check_tokens(settings, self.source, self.builder, sample)
+        self.choice_tokens = preflight.choice_tokens(task, settings, self.builder, sample)
         if not self.source.is_random:
             preflight.check_scores(task)
         self.workers = Workers.join(environ.launch, shards=settings.tp_plan == "none")
