@@ -214,9 +214,9 @@ def load(
         with _clear_errors(settings.model_id), weights.quiet_report():
             model = random_model(settings, source.config, options)
     else:
-        weights.check_index(settings, source.path, source.config)
         with _clear_errors(settings.model_id), weights.quiet_report():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            weights.check_index(settings, source.path, source.config)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 # None stands for either kind, safetensors first.
                 use_safetensors=settings.use_safetensors or None,
@@ -225,6 +225,7 @@ def load(
                 ignore_mismatched_sizes=True,  # said below, with the names
                 **options,
             )
+        model, info = loaded
         unused = weights.check_loaded(settings.model_id, model, info)
     model.eval()
     if source.is_random:
@@ -255,6 +256,8 @@ def _clear_errors(model_id: str) -> Iterator[None]:
     """Turn the ways in which the hub says no into one line."""
     try:
         yield
+    except SettingError:
+        raise
     except Exception as error:  # what files of others make libraries raise has no end
         # Transformers wraps what the hub said.
         causes: list[BaseException] = []

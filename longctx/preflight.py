@@ -196,6 +196,18 @@ def choice_tokens(
     return tokens
 
 
+def check_tokens(
+    settings: Settings, source: ModelSource, builder: PromptBuilder, sample: Sample
+) -> None:
+    """Raises SettingError where the model does not know the tokenizer's tokens of a prompt."""
+    words = source.config.get_text_config().vocab_size
+    prompt = builder.build(sample.parts, min(settings.contexts), "head")
+    highest = max(prompt.input_ids) if prompt is not None else 0
+    if not source.is_random and highest >= words:
+        problem = f"its tokenizer makes token {highest}, its config.json knows {words}"
+        raise SettingError("MODEL_ID", settings.model_id, f"{problem}: they do not belong together")
+
+
 def check_scores(task: Task) -> None:
     """Raises CannotRunError for what would be missing after the first answer."""
     try:

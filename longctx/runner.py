@@ -102,9 +102,9 @@ class Run:
         self.builder = self.supplies.builder(task, settings, self.source)
         self.samples = self.supplies.samples(task, settings, self.builder)
         self.task = task = task.for_data(settings, self.samples[settings.contexts[0]])
-        self.choice_tokens = preflight.choice_tokens(
-            task, settings, self.builder, self.samples[settings.contexts[0]][0]
-        )
+        sample = self.samples[min(settings.contexts)][0]
+        preflight.check_tokens(settings, self.source, self.builder, sample)
+        self.choice_tokens = preflight.choice_tokens(task, settings, self.builder, sample)
         if not self.source.is_random:
             preflight.check_scores(task)
         self.workers = Workers.join(environ.launch, shards=settings.tp_plan == "none")

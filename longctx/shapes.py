@@ -81,7 +81,7 @@ def random_model(
     options: arguments of `from_pretrained`, for a model that is quantized or spread.
     """
     torch.manual_seed(settings.seed)
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     spreads = settings.device_map in PLACEMENTS and torch.cuda.device_count() > 1
     if spreads and options["quantization_config"] is None:
         # Weights that no file holds are made where they belong, as a file's would be put there.

@@ -29,8 +29,10 @@ _PROMPT, _QUESTION = 24, 5  # tokens
 _WORDS, _HEADS = 256, 4
 _LAYERS = 4  # enough for a first layer unlike the others
 _LAYERS_OF_KINDS = 8  # where a list says of which kind each is
-_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
-_WIDTHS += ("ffn_dim", "ffn_hidden_size", "n_inner", "d_ff", "ffn_config")
+_WIDTHS = (
+    *("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"),
+    *("ffn_dim", "ffn_hidden_size", "n_inner", "d_ff"),
+)
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MOST_EXPERTS = 16
 _MOST_PARAMETERS = 100_000_000

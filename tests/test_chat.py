@@ -252,3 +252,16 @@ def test_a_batch_without_padding_or_end_token_runs_as_one_by_one(
         full = run(tiny_folder, tmp_path, hotpotqa_eval, **settings)
         outputs.append([s["output"] for row in full["rows"] for s in row["samples"]])
     assert outputs[0] == outputs[1]
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_folder, tmp_path, monkeypatch):
+    real = models.AutoConfig.from_pretrained
+
+    def smaller(*arguments, **options):
+        found = real(*arguments, **options)
+        found.vocab_size = 1000
+        return found
+
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", smaller)
+    with pytest.raises(config.SettingError, match=r"makes token \d+, its config.json knows 1000:"):
+        prepared(tiny_folder, tmp_path)

@@ -1,11 +1,13 @@
+import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, MistralConfig
 
-from longctx import builtin, models
+from longctx import builtin, models, shapes
 from longctx.config import SettingError
 from longctx.settings import Settings
 
@@ -23,6 +25,38 @@ def test_random_shapes_have_the_published_number_of_parameters(shape):
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(models.RANDOM_SHAPES[shape])
     assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[shape]
+
+
+@pytest.mark.parametrize(("gpus", "spreads"), [(2, True), (1, False)])
+@pytest.mark.parametrize("device_map", ["auto", "balanced", "sequential", "cuda:1"])
+def test_a_shape_is_spread_over_gpus_as_a_model_from_files(monkeypatch, gpus, spreads, device_map):
+    config = models.RANDOM_SHAPES["smollm2-135m"]
+    asked = []
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch, "device", lambda name: asked.append(name) or nullcontext())
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda *_, **__: "on one")
+    monkeypatch.setattr(kind, "from_pretrained", lambda *_, **options: options["device_map"])
+    settings = Settings(device_map=device_map)
+    options = {"device_map": device_map, "quantization_config": None, "dtype": torch.bfloat16}
+    made = shapes.random_model(settings, config, options)
+    if spreads and device_map != "cuda:1":
+        assert (made, asked) == (device_map, [])
+    else:
+        assert (made, asked) == ("on one", ["cuda:1" if device_map == "cuda:1" else "cuda:0"])
+
+
+def test_a_shape_without_weights_in_files_is_still_initialised():
+    """As `random_model` spreads it over GPUs."""
+    config = copy.deepcopy(models.RANDOM_SHAPES["smollm2-135m"])
+    config.num_hidden_layers, config.vocab_size = 1, 100
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model = kind.from_pretrained(None, config=config, state_dict={}, device_map="cpu")
+    layer = model.model.layers[0]
+    assert float(layer.mlp.up_proj.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert layer.input_layernorm.weight.detach().unique().tolist() == [1.0]
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def hub_error(kind):

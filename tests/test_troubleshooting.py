@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from transformers import MistralConfig
+from transformers import BloomConfig, MistralConfig
 
 import narrativeqa_eval
 from longctx import builtin, config, hub, models, preflight, requests, runner, tracking, wordnet
@@ -31,6 +31,7 @@ LINES = {
 def run(tiny_folder, tmp_path, monkeypatch):
     """A script's whole run in an empty folder; its last word is on stderr, too."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINY_FOLDER", str(tiny_folder))
     monkeypatch.setattr(sys, "argv", ["narrativeqa_eval.py"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -136,6 +137,39 @@ def sliding_window(run, monkeypatch):
     run(MODEL_ID="mistralai/Mistral-7B-Instruct-v0.1", CONTEXTS=None, MAX_NEW_TOKENS=None)
 
 
+def another_attention(run, monkeypatch):
+    bloom = BloomConfig(n_layer=2, n_head=4, hidden_size=64, vocab_size=512)
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", lambda *_, **__: bloom)
+    tokenizer = SimpleNamespace(is_fast=True, pad_token_id=0)
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
+    run(MODEL_ID="my-model")
+
+
+def missing_weights(run, monkeypatch):
+    real = models.AutoModelForCausalLM.from_pretrained
+
+    def without_head(*arguments, **options):
+        model, info = real(*arguments, **options)
+        return model, info | {"missing_keys": {"lm_head.weight"}}
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", without_head)
+    os.symlink(os.environ["TINY_FOLDER"], "my-model")
+    run(MODEL_ID="my-model")
+
+
+def unusable_template(run, monkeypatch):
+    real = models.AutoTokenizer.from_pretrained
+
+    def escaping(*arguments, **options):
+        tokenizer = real(*arguments, **options)
+        tokenizer.chat_template = "{{ messages[0]['content'] | e }}"
+        return tokenizer
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", escaping)
+    os.symlink(os.environ["TINY_FOLDER"], "my-model")
+    run(MODEL_ID="my-model", CHAT_TEMPLATE="on")
+
+
 def no_wordnet(run, monkeypatch):
     monkeypatch.setattr(wordnet, "check", raising(wordnet.WordNetMissingError()))
     run()
@@ -164,6 +198,9 @@ TROUBLES = {
     "bitsandbytes is missing": no_bitsandbytes,
     "W&B without credentials": no_wandb_credentials,
     "A model with a sliding window": sliding_window,
+    "Attention that is not supported": another_attention,
+    "Weights that are not there": missing_weights,
+    "A chat template that cannot be used": unusable_template,
     "WordNet is missing": no_wordnet,
     "A full disk": full_disk,
 }
