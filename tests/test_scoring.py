@@ -80,6 +80,7 @@ def test_a_thought_that_the_prompt_opened():
     assert open_thought["output"] == "The correct answer is (B)"
     closed = one("(A)?</think>The correct answer is (B)", ends="<think>\n")
     assert (closed["prediction"], closed["em_official"]) == ("B", 1)
+    assert closed["thought_tokens"] == len("(A)?</think>")
 
 
 def test_random_weights_have_no_quality_and_compared_letters_no_official_reading():
