@@ -80,7 +80,7 @@ def floors(task: Task, rows: Sequence[dict[str, Any]], seed: int) -> dict[str, f
     What an answer is worth that knows nothing of its question. Each is scored against up to three
     other samples, drawn by `seed`, without those of its own document.
     """
-    samples = [sample for row in rows if row["success"] for sample in row["samples"]]
+    samples = [sample for row in rows for sample in row["samples"]]
     scored = [s for s in samples if any(s.get(name) is not None for name in task.score_names)]
     rng = random.Random(f"{seed}/floor")
     pairs = []

@@ -20,8 +20,8 @@ class Characters:
     def decode(self, tokens, **_):
         return "".join(chr(token) for token in tokens if token)
 
-    def __call__(self, text, **_):
-        return {"input_ids": [ord(letter) for letter in text]}
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [0] * add_special_tokens + [ord(letter) for letter in text]}
 
 
 def scored(outputs, *, script=longbench_kv_eval, ends="?", context="abc", evidence=(), **options):
