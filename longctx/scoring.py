@@ -13,7 +13,7 @@ from longctx.answers import is_answer
 from longctx.prompts import Prompt
 from longctx.task import Sample, Task
 
-_SHUFFLES = 5
+_SHUFFLES = 3
 
 
 def scored_samples(
@@ -60,7 +60,7 @@ def scored_samples(
             "dropped_tokens": prompt.dropped_tokens,
             "evidence_kept": _evidence_kept(sample, prompt),
             "new_tokens": len(new_tokens),
-            "thought_tokens": _thought_tokens(tokenizer, text, len(new_tokens)),
+            "thought_tokens": _thought_tokens(tokenizer, text, output, len(new_tokens)),
             "prediction": answer,
             "output": output,
             "references": sample.references,
@@ -78,10 +78,10 @@ def scored_samples(
 def floors(task: Task, rows: Sequence[dict[str, Any]], seed: int) -> dict[str, float | None]:
     """`{score}_floor`: the mean score that answers get against the references of other samples.
 
-    What an answer is worth that knows nothing of its question. Each is scored against up to five
+    What an answer is worth that knows nothing of its question. Each is scored against up to three
     other samples, drawn by `seed`, without those of its own document.
     """
-    samples = [sample for row in rows if row["success"] for sample in row["samples"]]
+    samples = [sample for row in rows for sample in row["samples"]]
     scored = [s for s in samples if any(s.get(name) is not None for name in task.score_names)]
     rng = random.Random(f"{seed}/floor")
     pairs = []
@@ -108,12 +108,18 @@ def _most_probable(log_probs: dict[str, float]) -> str:
     return max(log_probs, key=lambda answer: log_probs[answer])
 
 
-def _thought_tokens(tokenizer: PreTrainedTokenizerBase, text: str, new_tokens: int) -> int:
-    """How many of the new tokens are the thought's, its marks included."""
+def _thought_tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str, output: str, new_tokens: int
+) -> int:
+    """How many of the new tokens are the thought's, its marks included.
+
+    text: the output behind what the prompt had of the thought.
+    """
     thought, answer = thinking.split(text)
     if not (thought and answer):
         return new_tokens if thought else 0
-    return min(new_tokens, len(tokenizer(thought, add_special_tokens=False)["input_ids"]))
+    made = thought[len(text) - len(output) :]
+    return min(new_tokens, len(tokenizer(made, add_special_tokens=False)["input_ids"]))
 
 
 def _evidence_kept(sample: Sample, prompt: Prompt) -> bool | None:

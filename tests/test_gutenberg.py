@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import narrativeqa_eval
+from context_histograms import count_tokens
 from longctx.gutenberg import story
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "narrativeqa.jsonl"
@@ -86,6 +87,22 @@ def test_prompts_are_made_of_the_story():
     }
     sample = narrativeqa_eval.sample(record, 0, narrativeqa_eval.NarrativeQASettings())
     assert sample.parts.document == STORY
+
+
+@pytest.mark.model
+def test_counts_are_of_the_story(builtin_folder, builtin_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(count_tokens, "HF_HOME", str(tmp_path / "home"))
+    book = f"*** START OF THIS PROJECT GUTENBERG EBOOK X ***\n{STORY}{LICENCE}"
+    path = tmp_path / "books.jsonl"
+    record = {"document": {"text": book}, "context": book}
+    path.write_text(f"{json.dumps(record)}\n{json.dumps({'document': {'text': None}})}\n")
+    settings = count_tokens.DataSettings(model_id=str(builtin_folder), dataset_id=str(path))
+    result = count_tokens.measure(settings, "document.text")
+    assert result["counts"][0]["tokens"] == len(builtin_tokenizer(STORY)["input_ids"])
+    assert result["n_missing"] == 1
+    # Any other field is counted as it stands.
+    (whole,) = count_tokens.measure(settings, "context")["counts"]
+    assert whole["tokens"] == len(builtin_tokenizer(book)["input_ids"])
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the sample of real books is not here")

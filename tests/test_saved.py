@@ -65,6 +65,7 @@ def test_a_file_that_is_no_run_is_one_line(tmp_path, content, problem):
         lambda run: run["run_meta"]["variables"].update(KV_MODE=3),
         lambda run: run["ctx_summaries"][0].update(meteor="0.5"),
         lambda run: run["ctx_summaries"][0].update(meteor_ci95=[0.1]),
+        lambda run: run["ctx_summaries"][0].update(meteor_floor="0.1"),
         lambda run: run["ctx_summaries"][0].update(ttft_ms_p50=[1]),
         lambda run: run["rows"][0].update(ttft_ms={}),
         lambda run: run["rows"][0]["samples"][0].update(meteor="high"),

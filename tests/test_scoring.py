@@ -20,8 +20,8 @@ class Characters:
     def decode(self, tokens, **_):
         return "".join(chr(token) for token in tokens if token)
 
-    def __call__(self, text, **_):
-        return {"input_ids": [ord(letter) for letter in text]}
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [0] * add_special_tokens + [ord(letter) for letter in text]}
 
 
 def scored(outputs, *, script=longbench_kv_eval, ends="?", context="abc", evidence=(), **options):
@@ -80,6 +80,7 @@ def test_a_thought_that_the_prompt_opened():
     assert open_thought["output"] == "The correct answer is (B)"
     closed = one("(A)?</think>The correct answer is (B)", ends="<think>\n")
     assert (closed["prediction"], closed["em_official"]) == ("B", 1)
+    assert closed["thought_tokens"] == len("(A)?</think>")
 
 
 def test_random_weights_have_no_quality_and_compared_letters_no_official_reading():
