@@ -72,7 +72,7 @@ lint: $(VENV)/.dev
 	$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=6 --score=n *_eval.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
 
 gpu-test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu

@@ -22,9 +22,9 @@ def test_a_loss_and_a_gain_are_said_plainly():
     worse = [score - 0.3 for score in GOOD]
     worse[3] -= 0.05
     text = sentence_of(GOOD, worse)
-    assert text.startswith("a loss of 0.306 [0.300, 0.3")
-    assert "(0.787 -> 0.481, n = 8, permutation p = 0.008)" in text
-    assert sentence_of(worse, GOOD).startswith("a gain of 0.306 [0.300, 0.3")
+    assert text == ("a loss of 0.306 [0.291, 0.321] (0.787 -> 0.481, n = 8, permutation p = 0.008)")
+    assert sentence_of(worse, GOOD).startswith("a gain of 0.306 [0.291, 0.321] (0.481 -> 0.787")
+    assert "p < 0.001" in sentence_of(GOOD * 3, worse * 3)
 
 
 def test_no_difference_says_which_loss_is_excluded():
@@ -41,7 +41,7 @@ def test_no_difference_says_which_loss_is_excluded():
 def test_interval_and_test_that_disagree_settle_nothing():
     # Five signs that agree: the smallest p there is, 2/32, is no proof.
     text = sentence_of([0.5] * 5, [0.6, 0.61, 0.7, 0.65, 0.62])
-    assert text.startswith("not settled, interval and test disagree: +0.136 [+0.1")
+    assert text.startswith("not settled, interval and test disagree: +0.136 [+0.0")
     assert "p = 0.062" in text
 
 
@@ -51,7 +51,48 @@ def test_zero_one_scores_take_mcnemar_and_others_permutation():
     assert "McNemar p < 0.001" in text
     assert "McNemar" in sentence_of([1, 0, 1], [1, 0, 1])
     assert "permutation" in sentence_of([1, 0.5, 1], [1, 0, 1])
-    assert "one sample says nothing" in sentence_of([1], [0])
+    assert sentence_of([1], [0]) == (
+        "1.000 -> 0.000, n = 1: one sample says nothing about a difference"
+    )
+
+
+def of_documents(scores, documents):
+    """A run, and the document of each of its samples."""
+    run = full_results(scores, score_names=["em"])
+    for row, document in zip(run["rows"], documents, strict=True):
+        row["samples"][0]["document_id"] = document
+    return run
+
+
+def test_samples_about_one_document_are_taken_together():
+    before, after = [1] * 12, [0] * 12
+    six = [*"aabbccddeeff"]
+    (found,) = paired.score_differences(
+        of_documents(before, six), of_documents(after, six), 512, seed=0
+    )
+    assert (found.n, found.n_documents, found.test) == (12, 6, "permutation")
+    assert found.p == pytest.approx(2 / 64)
+    missed = 1 - 0.025 ** (1 / 6)
+    assert found.interval == pytest.approx([-1, 2 * missed - 1])
+    assert "n = 12 about 6 documents, permutation p = 0.031" in found.sentence()
+    # An old run does not name them; the other one does.
+    (same,) = paired.score_differences(
+        full_results(before, score_names=["em"]), of_documents(after, six), 512, seed=0
+    )
+    assert same == found
+    # Each about its own, some not known: independent.
+    alone = [None, *"bcdefghijkl"]
+    (found,) = paired.score_differences(
+        of_documents(before, alone), of_documents(after, alone), 512, seed=0
+    )
+    assert (found.n_documents, found.test) == (None, "McNemar")
+    one = ["a"] * 12
+    (found,) = paired.score_differences(
+        of_documents(before, one), of_documents(after, one), 512, seed=0
+    )
+    assert found.sentence() == (
+        "1.000 -> 0.000, n = 12 about 1 document: one document says nothing about a difference"
+    )
 
 
 def test_pairs_go_by_sample_not_by_place():
@@ -73,15 +114,55 @@ def test_costs_are_ratios_of_what_both_measured():
     second["rows"][2]["ms_per_token_decode"] = None
     ratios = {ratio.name: ratio for ratio in paired.cost_ratios(first, second, 512, seed=0)}
     assert list(ratios) == ["TTFT", "decode", "latency", "KV cache"]  # the GPU only once
-    assert ratios["TTFT"].sentence() == "longer: 2.00 times [1.95, 2.05] (103.5 -> 207.0 ms)"
+    # Times of one run each claim nothing of the settings.
+    assert ratios["TTFT"].sentence() == (
+        "2.00 times [1.95, 2.05] (103.5 -> 207.0 ms, interval within one run each)"
+    )
+    assert ratios["decode"].requests == 7
     assert ratios["KV cache"].sentence() == "60% less: 0.40 times (0.5000 -> 0.2000 GB)"
-    assert ratios["decode"].sentence().startswith("no difference can be seen: 1.00 times (5.00")
+    assert ratios["decode"].sentence().startswith("no difference can be seen: 1.00 times [1.00")
     # Other batches: no request in common, so no interval.
     for row in second["rows"]:
         row["samples"] = row["samples"] * 2
     ratio = paired.cost_ratios(first, second, 512, seed=0)[0]
     assert ratio.interval is None
     assert ratio.reference == 103.5
+    assert ratio.sentence() == (
+        "2.00 times (103.5 -> 207.0 ms, no request in common, so no interval)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, "1 request"), (2, "2 requests"), (5, "5 requests")]
+)
+def test_few_requests_claim_nothing(count, said):
+    runs = full_results(GOOD[:count]), full_results(GOOD[:count], rows={"kv_cache_gb": 0.2})
+    for row in runs[1]["rows"]:
+        row["ttft_ms"] *= 1.03
+    ratios = {ratio.name: ratio for ratio in paired.cost_ratios(*runs, 512, seed=0)}
+    assert ratios["TTFT"].sentence().startswith("1.03 times (")
+    assert ratios["TTFT"].sentence().endswith(f" ms, {said}: too few for an interval)")
+    assert ratios["KV cache"].sentence() == (
+        f"0.40 times (0.5000 -> 0.2000 GB, {said}: too few for an interval)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "interval", "sentence"),
+    [
+        ("GPU peak", 1.05, [1.04, 1.06], "5.0% more: 1.05 times [1.04, 1.06] (1.00 -> 1.05 GB)"),
+        ("GPU peak", 0.5, [0.4, 0.6], "50% less: 0.50 times [0.40, 0.60] (1.00 -> 0.50 GB)"),
+        ("GPU peak", 3, [3, 3], "more: 3.00 times (1.00 -> 3.00 GB)"),
+        ("GPU peak", 0.9, [0.8, 1], "no difference can be seen: 0.90 times [0.80, 1.00] (1.00"),
+        ("GPU peak", 1.1, [1, 1.2], "no difference can be seen: 1.10 times [1.00, 1.20] (1.00"),
+        ("latency", 0.5, [0.4, 0.6], "0.50 times [0.40, 0.60] (1.00 -> 0.50 ms, interval within"),
+        ("latency", 1.1, [0.9, 1.2], "no difference can be seen: 1.10 times [0.90, 1.20] (1.00"),
+    ],
+)
+def test_a_ratio_in_words(name, other, interval, sentence):
+    unit = "GB" if name == "GPU peak" else "ms"
+    ratio = paired.CostRatio(name, unit, 2, 1, other, interval, 8)
+    assert ratio.sentence().startswith(sentence)
 
 
 def run_compare(tmp_path, capsys, **runs):
@@ -90,14 +171,14 @@ def run_compare(tmp_path, capsys, **runs):
 
 
 def test_compare_prints_a_block_for_each_context(tmp_path, capsys):
-    other = full_results(
-        [score - 0.3 for score in GOOD], contexts=(512, 1024), variables={"KV_MODE": "l2"}
-    )
+    worse = [score - 0.3 - 0.001 * place for place, score in enumerate(GOOD)]
+    other = full_results(worse, contexts=(512, 1024), variables={"KV_MODE": "l2"})
     printed = run_compare(tmp_path, capsys, a=full_results(GOOD, contexts=(512, 1024)), b=other)
     assert "sdpa, l2 0.5, against sdpa, none\n  compared: KV_MODE none -> l2\n" in printed.out
-    assert printed.out.count("a loss of 0.300") == 2
+    assert printed.out.count("a loss of 0.303 [0.301, 0.306]") == 2
     assert "  1,024 tokens, 8 samples\n" in printed.out
     assert "Of 2 tests, 0.1 are expected" in printed.out
+    assert "as if samples were independent" in printed.out
     assert printed.err == ""
 
 

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t, ttest_1samp
 
 from longctx import statistics
 
@@ -63,12 +64,63 @@ def test_tangos_interval_without_any_pair_that_differs():
 
 
 def test_equal_differences_have_an_interval_with_a_width():
-    low, high = statistics.paired_interval([0.0] * 20, seed=0)
+    low, high = statistics.paired_interval([0.0] * 20)
     assert low == -high
     assert high == pytest.approx(1 - 0.025 ** (1 / 20))
-    low, high = statistics.paired_interval([0.25] * 10, seed=0)
-    assert low < 0.25 < high <= 1
-    assert statistics.paired_interval([0.5], seed=0) is None
+    missed = 1 - 0.025 ** (1 / 10)
+    expected = [0.25 * (1 - missed) - missed, 0.25 * (1 - missed) + missed]
+    assert statistics.paired_interval([0.25] * 10) == pytest.approx(expected)
+    # Equal but for rounding; and documents that all differ by the same.
+    assert statistics.paired_interval([0.25, 0.85 - 0.6] * 5) == pytest.approx(expected)
+    by_document = statistics.paired_interval([0.0, 0.5] * 10, sorted([*range(10)] * 2))
+    assert by_document == pytest.approx(expected)
+    assert statistics.paired_interval([0.5]) is None
+    assert statistics.paired_interval([0.5, 0.7], ["a", "a"]) is None
+
+
+def test_differences_of_independent_samples_have_a_t_interval():
+    differences = [0.3, -0.1, 0.05, 0.0, 0.2, 0.12]
+    expected = ttest_1samp(differences, 0).confidence_interval(0.95)
+    for clusters in (None, [*"abcdef"], [None] * 6, ["a", None, None, "b", None, None]):
+        assert statistics.paired_interval(differences, clusters) == pytest.approx([*expected])
+    # Not beyond what a difference can be.
+    low, high = statistics.paired_interval([-1.0, 1.0, 1.0])
+    assert (low, high) == (-1, 1)
+
+
+def test_differences_by_document_have_the_interval_of_cr2():
+    """Bell and McCaffrey's variance and degrees of freedom, by their matrices."""
+    rng = np.random.default_rng(0)
+    documents = np.repeat(np.arange(5), [1, 2, 4, 7, 9])
+    differences = rng.normal(0.1, 0.05, 5)[documents] + rng.normal(0, 0.1, len(documents))
+    n, ones = len(documents), np.ones(len(documents))
+    residual_maker = np.eye(n) - np.outer(ones, ones) / n
+    scores = []  # one for each document: the vector that gives its term of the mean's error
+    for number in range(5):
+        mine = documents == number
+        values, vectors = np.linalg.eigh(residual_maker[np.ix_(mine, mine)])
+        adjusted = vectors @ np.diag(values**-0.5) @ vectors.T @ residual_maker[mine]
+        scores.append(ones[mine] @ adjusted / n)
+    scores = np.array(scores)
+    error = np.sqrt(((scores @ differences) ** 2).sum())
+    eigenvalues = np.linalg.eigvalsh(scores @ scores.T)
+    freedom = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+    assert 2 < freedom < 4
+    reach = t.ppf(0.975, freedom) * error
+    shuffled = rng.permutation(n)
+    found = statistics.paired_interval(list(differences[shuffled]), list(documents[shuffled]))
+    assert found == pytest.approx([differences.mean() - reach, differences.mean() + reach])
+
+
+def test_the_signs_of_a_documents_differences_flip_together():
+    differences = [0.1, 0.2, 0.3, 0.1, 0.1, 0.1]
+    documents = [*"aabbcc"]
+    assert statistics.sign_flip_p(differences, 0, documents) == pytest.approx(2 / 8)
+    assert statistics.sign_flip_p(differences, 0) == pytest.approx(2 / 64)
+    # What cancels out within a document says nothing; nor does one document.
+    assert statistics.sign_flip_p([0.5, -0.5, 0.2, 0.2], 0, [*"aabb"]) == 1
+    assert statistics.sign_flip_p([0.5, 0.3], 0, [*"aa"]) == 1
+    assert statistics.sign_flip_p(differences, 0, [None] * 6) == pytest.approx(2 / 64)
 
 
 def test_rates_over_many_draws_are_near_what_they_claim():
@@ -83,7 +135,7 @@ def test_rates_over_many_draws_are_near_what_they_claim():
         )
         differences = list(pairs[:, 1] - pairs[:, 0])
         positives += statistics.sign_flip_p(differences, seed) < 0.05
-        low, high = statistics.paired_interval(differences, seed)
+        low, high = statistics.paired_interval(differences)
         held += low <= 0 <= high
     spread = 3 * math.sqrt(0.05 * 0.95 / trials)
     assert 0.05 - spread < positives / trials < 0.05 + spread
@@ -107,10 +159,20 @@ def test_rates_of_right_and_wrong_answers_too():
 
 
 def test_ratio_of_medians():
-    reference = [1.0, 5.0, 2.0, 9.0, 4.0]
+    reference = [1.0, 5.0, 2.0, 9.0, 4.0, 3.0]
     assert statistics.ratio_interval(reference, [2 * x for x in reference], 0) == [2, 2]
+    # Five are too few for an interval of a median: all lie on one side of it in 1 of 16 cases.
+    assert statistics.ratio_interval(reference[:5], reference[:5], 0) is None
     rng = np.random.default_rng(0)
     before = rng.uniform(90, 110, 40)
     low, high = statistics.ratio_interval(list(before), list(before * rng.uniform(1.1, 1.3, 40)), 0)
     assert 1.1 < low < 1.2 < high < 1.3
-    assert statistics.ratio_interval([1.0], [2.0], 0) is None
+    # Tails as far out as those of a t interval.
+    tail = norm.cdf(np.sqrt(8 / 7) * t.ppf(0.025, 7))
+    before, after = before[:8], before[8:16]
+    drawn = np.random.default_rng(7).integers(0, 8, (200_000, 8))
+    ratios = np.median(after[drawn], axis=1) / np.median(before[drawn], axis=1)
+    found = np.mean([statistics.ratio_interval(before, after, seed) for seed in range(40)], axis=0)
+    for end, share in zip(found, (tail, 1 - tail), strict=True):
+        near = np.quantile(ratios, [max(share - 0.002, 0), min(share + 0.002, 1)])
+        assert near[0] <= end <= near[1]

@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+from scipy.stats import beta
 
 from longctx import results, statistics
 from longctx.run_files import RunFiles
@@ -83,24 +85,47 @@ def test_percentiles_and_intervals():
     assert statistics.percentile([1, 2, 3, 4], 50) == 2.5
     assert statistics.percentile([], 50) is None
     assert statistics.mean_interval([0.5], seed=0) is None
-    assert statistics.mean_interval([0.5, 0.5], seed=0) == pytest.approx([0.079, 0.921], abs=1e-3)
+    low, high = statistics.mean_interval([0.5, 0.5], seed=0)
+    assert 0.1 < low < 0.25 < 0.75 < high < 0.9
     low, high = statistics.mean_interval([0.0] * 50 + [1.0] * 50, seed=0)
     assert 0.38 < low < 0.44 < 0.56 < high < 0.62
 
 
-def test_intervals_of_proportions_are_exact_and_never_without_width():
-    # Clopper and Pearson by the quantiles of the beta distribution.
-    from scipy.stats import beta
-
+def test_intervals_of_proportions_are_those_of_jeffreys_and_never_without_width():
     for right, count in [(0, 20), (20, 20), (7, 20), (1, 2)]:
         low, high = statistics.mean_interval([1.0] * right + [0.0] * (count - right), seed=0)
-        assert low == pytest.approx(beta.ppf(0.025, right, count - right + 1) if right else 0)
-        wrong = count - right
-        assert high == pytest.approx(beta.ppf(0.975, right + 1, wrong) if wrong else 1)
+        ends = beta.ppf([0.025, 0.975], right + 0.5, count - right + 0.5)
+        assert low == (pytest.approx(ends[0]) if right else 0)
+        assert high == (pytest.approx(ends[1]) if right < count else 1)
     low, high = statistics.mean_interval([0.3] * 20, seed=0)
     assert low < 0.3 < high
-    # Between the exact intervals of twenty zeros and of twenty ones.
-    assert high - low == pytest.approx(beta.ppf(0.975, 1, 20))
+
+
+def test_intervals_of_other_scores_are_of_the_same_kind():
+    # Documents that are all right or all wrong count as one sample each, whatever their number.
+    scores, documents = [1.0] * 21 + [0.0] * 39, [*map(str, sorted([*range(20)] * 3))]
+    found = [statistics.mean_interval(scores, seed, documents) for seed in range(30)]
+    expected = statistics.mean_interval([1.0] * 7 + [0.0] * 13, 0)
+    assert np.mean(found, axis=0) == pytest.approx(expected, abs=0.004)
+    assert found[0] == statistics.mean_interval(scores, 0, documents) != found[1]
+    assert statistics.mean_interval([1.0, 0.0], 0, ["a", "a"]) is None
+    # One document more is one more cluster; samples without one stand alone.
+    alone = statistics.mean_interval([1.0, 0.0, 1.0], 0, [None, None, "a"])
+    assert alone == statistics.mean_interval([1.0, 0.0, 1.0], 0)
+    # By hand: each of five scores and half a zero and half a one, weighted at random.
+    scores = np.array([0.1, 0.0, 0.7, 0.2, 0.2])
+    weights = np.random.default_rng(5).standard_gamma([1] * 5 + [0.5] * 2, (400_000, 7))
+    means = weights @ [*scores, 0, 1] / weights.sum(axis=1)
+    found = [statistics.mean_interval(list(scores), seed) for seed in range(40)]
+    expected = np.quantile(means, [0.025, 0.975])
+    assert np.mean(found, axis=0) == pytest.approx(expected, abs=0.004)
+    # Documents weigh by their number of questions, and so do the half documents.
+    sizes, sums = np.array([1, 4, 2, 3]), np.array([0.5, 1.0, 0.0, 2.4])
+    scores = [0.5, 0.25, 0.25, 0.25, 0.25, 0.0, 0.0, 0.8, 0.8, 0.8]
+    weights = np.random.default_rng(5).standard_gamma([1] * 4 + [0.5] * 2, (400_000, 6))
+    means = weights @ [*sums, 0, 2.5] / (weights @ [*sizes, 2.5, 2.5])
+    found = [statistics.mean_interval(scores, seed, [*"abbbbccddd"]) for seed in range(40)]
+    assert np.mean(found, axis=0) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
 
 
 def sample(em, kind, evidence_kept=None):
@@ -124,7 +149,7 @@ def summarized(samples, **options):
 
 @pytest.mark.parametrize(
     ("right", "told"),
-    [(5, False), (9, False), (2, False), (1, True), (10, True), (0, True), (20, True)],
+    [(5, False), (8, False), (2, False), (1, True), (9, True), (0, True), (20, True)],
 )
 def test_a_score_is_told_from_chance_by_its_interval(right, told):
     samples = [sample(float(n < right), "x") for n in range(20)]
@@ -133,6 +158,21 @@ def test_a_score_is_told_from_chance_by_its_interval(right, told):
     assert summary["chance"] == 0.25
     assert summary["em_told_from_chance"] is told
     assert told is (not low <= 0.25 <= high)
+
+
+def test_questions_about_one_document_are_taken_together():
+    samples = [sample(float(n < 8), "x") | {"document_id": str(n // 4)} for n in range(16)]
+    summary = summarized(samples, groups=["kind"])
+    assert summary["n_documents"] == 4
+    low, high = summary["em_ci95"]
+    assert high - low > 0.6
+    assert summary["em_by_kind"]["x"]["em_ci95"] == summary["em_ci95"]
+    for old in samples:
+        del old["document_id"]
+    assert summarized(samples)["n_documents"] is None
+    low, high = summarized(samples)["em_ci95"]
+    assert high - low < 0.5
+    assert summarized([])["n_documents"] is None
 
 
 def test_groups_and_evidence():

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from longctx import saved
+from longctx.paired import ScoreDifference
 from longctx.run_files import RunFiles
 from studies import comparisons, figures, lines, measurements, tables
 from tests.saved_runs import full_results
@@ -187,7 +188,7 @@ def test_tables_hold_the_figures_and_their_ratios(logs):
     ratios = rows_of(found["attention: times sdpa's TTFT / decode / GPU peak"])
     assert ratios[0] == ["whole", "1", "`flash2`", "2.00 / 1.00 / -", "1.91 / 1.00 / -"]
     (title,) = (name for name in found if name.startswith("kv: times as fast"))
-    assert [row[3].split(" / ")[0] for row in rows_of(found[title])] == ["2.50 [2.50, 2.50]"] * 2
+    assert [row[3].split(" / ")[0] for row in rows_of(found[title])] == ["2.50"] * 2
     (title,) = (name for name in found if name.startswith("kv: the shortest length"))
     assert rows_of(found[title])[0] == ["1", "graph", "50%", "2,048", "2,048"]
     (title,) = (name for name in found if name.startswith("kv: new tokens"))
@@ -242,7 +243,7 @@ def test_a_sample_counts_once_over_all_lengths(tmp_path):
     folder, count = tmp_path / "quality/narrativeqa-synthetic/context", 20
     full, half = (
         [0.2 + place / 40 for place in range(count)],
-        [place / 40 for place in range(count)],
+        [place / 40 - 0.001 * (place % 2) for place in range(count)],
     )
     write(folder, 1, scores=full)
     write(folder, 2, scores=half, KV_MODE="l2")
@@ -256,11 +257,11 @@ def test_a_sample_counts_once_over_all_lengths(tmp_path):
     found = tables.blocks(tmp_path)
     (title,) = (name for name in found if "all lengths: meteor 0.438, n = 20" in name)
     assert rows_of(found[title]) == [
-        ["`l2`", "**-0.200 [-0.200, -0.200]**"], ["`window`", "-0.005 [-0.020, +0.000]"],
+        ["`l2`", "**-0.201 [-0.201, -0.200]**"], ["`window`", "-0.005 [-0.015, +0.005]"],
     ]  # fmt: skip
     (title,) = (name for name in found if name.startswith("quality: losses"))
     assert rows_of(found[title]) == [
-        ["narrativeqa-synthetic/context", "1 / 0 of 2"], ["all", "1 / 0 of 2"],
+        ["narrativeqa-synthetic/context", "1 / 0 of 1"], ["all", "1 / 0 of 1"],
     ]  # fmt: skip
 
 
@@ -291,6 +292,40 @@ def test_a_point_that_lacks_samples_is_marked_and_explained(logs):
         ("`l2`", True),
         ("`window`", False),
     ]
+
+
+def test_data_on_which_nothing_can_be_lost_are_not_counted(tmp_path):
+    folder = tmp_path / "quality/narrativeqa-synthetic/prompt"
+    write(folder, 1, scores=[0.5] * 20)
+    write(folder, 2, scores=[0.1] * 20, KV_MODE="l2")
+    write(folder, 3, scores=[0.0] * 20, KV_MODE="l2", L2_KEEP="high")
+
+    def last_line():
+        found = tables.blocks(tmp_path)
+        (name,) = (name for name in found if name.startswith("quality: losses"))
+        return rows_of(found[name])[-1]
+
+    assert last_line() == ["all", "1 / 0 of 1"]
+    # The same words answer every question: shuffled, they score as much.
+    path = folder / "1_full.json"
+    full = json.loads(path.read_text())
+    for row in full["rows"]:
+        row["samples"][0] |= {"prediction": "a red house", "references": ["a red house"]}
+    path.write_text(json.dumps(full))
+    assert last_line() == ["all", "-"]
+
+
+def test_a_difference_is_seen_where_interval_and_test_agree():
+    def seen(interval, p, corrected=None):
+        difference = ScoreDifference("em", 9, None, 0.5, 0.4, interval, p, "permutation")
+        return comparisons.is_seen(difference, corrected)
+
+    assert seen([-0.2, -0.1], 0.04) == -1
+    assert seen([0.1, 0.2], 0.04) == 1
+    assert seen([-0.1, 0.2], 0.04) == seen([-0.2, -0.1], 0.06) == seen(None, 0.04) == 0
+    # Of many tests, by the p that is corrected for them.
+    assert seen([-0.2, -0.1], 0.04, 0.06) == 0
+    assert seen([-0.2, -0.1], 0.06, 0.04) == -1
 
 
 def test_packed_results_are_read_and_torn_ones_named(tmp_path):
