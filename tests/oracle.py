@@ -40,8 +40,7 @@ def visibility(keys, prompt_len, keep_ratio, prune_every=None):
         added = 0
         for query in range(prompt_len, total):
             stored.add(query)
-            for place in set(range(query)) - stored:
-                seen[head, query, place] = False
+            seen[head, query, list(set(range(query)) - stored)] = False
             added += 1
             if prune_every is not None and added >= prune_every:
                 stored, added = kept_by_norm(norms, stored, budget), 0

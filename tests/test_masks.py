@@ -174,15 +174,16 @@ def reference_tokens(model, name, options, prompt, new_tokens):
     return tokens[0, prompt.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "heads"),
     [
-        ("causal", {}),
-        ("sliding_window", {"window": 9}),
-        ("sink_window", {"sinks": 3, "window": 6}),
-        ("prefix", {"prefix": 25}),
-        ("dilated", {"window": 5, "dilation": 3}),
+        ("causal", {}, (4, 2)),
+        ("sliding_window", {"window": 9}, (4, 2)),
+        ("sink_window", {"sinks": 3, "window": 6}, (4, 2)),
+        ("prefix", {"prefix": 25}, (4, 2)),
+        ("dilated", {"window": 5, "dilation": 3}, (4, 2)),
+        ("dilated", {"window": 5, "dilation": 3}, (4, 4)),
+        ("prefix", {"prefix": 25}, (4, 1)),
     ],
 )
 def test_generated_tokens_are_those_of_a_dense_float64_model(name, options, heads):
