@@ -21,6 +21,35 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--no-skips",
+        action="store_true",
+        help="a skipped test fails, unless it needs a GPU or what lies beside the project",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    return _failed_if_skipped(report, item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    return _failed_if_skipped(report, collector)
+
+
+def _failed_if_skipped(report, item):
+    if not report.skipped or hasattr(report, "wasxfail") or not item.config.option.no_skips:
+        return report
+    reason = str(report.longrepr[2])
+    if "../shared" not in reason and item.get_closest_marker("gpu") is None:
+        report.outcome, report.longrepr = "failed", f"{reason} (and --no-skips is given)"
+    return report
+
+
 @pytest.fixture(scope="session")
 def builtin_folder():
     """Folder of the built-in model; `make setup` installs its package."""

@@ -1,5 +1,7 @@
 """Tiny models with random weights, of the architectures that are supported."""
 
+import math
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -49,14 +51,20 @@ def tiny(architecture="llama", heads=4, kv_heads=2, layers=3, dtype=torch.float3
 
 
 def batch(lengths, seed=0, vocab_size=512):
-    """Random prompts of these lengths, padded on the left: input_ids and attention_mask."""
+    """Random prompts of these lengths, padded on the left: input_ids and attention_mask.
+
+    No token comes twice in a prompt that the vocabulary suffices for: a rotation leaves norms as
+    they are, so that both their keys in layer 0 would score the same under `l2` but for rounding.
+    """
     generator = torch.Generator().manual_seed(seed)
     longest = max(lengths)
     input_ids = torch.zeros(len(lengths), longest, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     for row, length in enumerate(lengths):
-        input_ids[row, longest - length :] = torch.randint(
-            1, vocab_size, (length,), generator=generator
-        )
+        rounds = [
+            1 + torch.randperm(vocab_size - 1, generator=generator)
+            for _ in range(math.ceil(length / (vocab_size - 1)))
+        ]
+        input_ids[row, longest - length :] = torch.cat(rounds)[:length]
         attention_mask[row, longest - length :] = 1
     return input_ids, attention_mask

@@ -1,4 +1,8 @@
-"""Attention in float64, written from the definition and from nothing that is tested."""
+"""Attention in float64, written from the definition, and what rounding may make of it elsewhere.
+
+Sums in another order end in other last digits, and the order is the processor's: its vectors'
+width, its threads. So no comparison has a tolerance that was measured on one machine.
+"""
 
 import math
 
@@ -33,3 +37,26 @@ def attention(
                 weights = torch.exp(scores - scores.max())
                 output[row, place, head] = weights @ seen_values / weights.sum()
     return output
+
+
+def tolerance(expected: torch.Tensor, terms: int, dtype: torch.dtype = torch.float32) -> float:
+    """Most by which numbers that are sums of `terms` products in `dtype` may be off.
+
+    Errors of a sum grow like the root of its terms; 16 stands for what lies between typical and
+    worst. terms: of a model, its longest sum times its layers.
+    """
+    largest = expected[expected.isfinite()].abs().max().item()
+    return 16 * torch.finfo(dtype).eps * math.sqrt(terms) * largest
+
+
+def attention_tolerance(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+) -> float:
+    """Most by which attention in float32 may be off: query (.., Q, D), key and value (.., S, D).
+
+    A score's absolute error is its weight's relative one, in the weight and in the sum of all.
+    """
+    eps = torch.finfo(torch.float32).eps
+    score = query.norm(dim=-1).max() * key.norm(dim=-1).max() * scaling
+    score_error = eps * math.sqrt(query.shape[-1]) * score.item()
+    return value.abs().max().item() * (2 * score_error + 2 * eps * math.sqrt(key.shape[-2]))

@@ -16,7 +16,7 @@ HEADS = [(4, 4), (6, 2), (8, 1), (9, 3)]  # query heads, key/value heads: MHA, G
 
 
 def worst_error(backend, shape, dtype, device, seed):
-    """Largest error of any token's output, and the kernel's name."""
+    """Largest error of any token's output, what rounding in float32 allows, the kernel's name."""
     heads, head_dim, query_len, stored, starts, batch = shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -36,7 +36,8 @@ def worst_error(backend, shape, dtype, device, seed):
     assert output.shape == expected.shape
     assert output.isfinite().all()
     tokens = ~expected.isnan()
-    return (output.double().cpu() - expected)[tokens].abs().max().item(), kernel
+    error = (output.double().cpu() - expected)[tokens].abs().max().item()
+    return error, reference.attention_tolerance(query, key, value, scaling), kernel
 
 
 @st.composite
@@ -51,11 +52,11 @@ def shapes(draw, max_stored=70):
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(shape=shapes(), seed=st.integers(0, 2**31))
 def test_backend_matches_float64(backend, shape, seed):
-    error, _ = worst_error(backend, shape, torch.float32, "cpu", seed)
-    assert error < 1e-5
+    error, allowed, _ = worst_error(backend, shape, torch.float32, "cpu", seed)
+    assert error < allowed
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
@@ -63,8 +64,8 @@ def test_backend_matches_float64(backend, shape, seed):
 @pytest.mark.parametrize("starts", [None, (0, 131), (128, 257)])
 def test_backend_matches_float64_across_blocks(backend, query_len, starts):
     shape = ((4, 2), 16, query_len, 300, starts, 2)
-    error, _ = worst_error(backend, shape, torch.float32, "cpu", seed=1)
-    assert error < 1e-5
+    error, allowed, _ = worst_error(backend, shape, torch.float32, "cpu", seed=1)
+    assert error < allowed
 
 
 GPU_SHAPES = [  # query length, stored length, starts; each new one is compiled for flex
@@ -90,7 +91,7 @@ def test_backend_matches_float64_on_gpu(backend, dtype, heads):
         pytest.skip("compiling takes long; one head count stands for all")
     for query_len, stored, starts in GPU_SHAPES:
         shape = (heads, 64, query_len, stored, starts, 2)
-        error, kernel = worst_error(backend, shape, dtype, "cuda", seed=stored)
+        error, _, kernel = worst_error(backend, shape, dtype, "cuda", seed=stored)
         tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3 if backend == "flex" else 1e-4
         assert error < tolerance, (shape, kernel)
 
@@ -98,7 +99,7 @@ def test_backend_matches_float64_on_gpu(backend, dtype, heads):
 def test_kernel_names():
     shape = ((4, 2), 16, 5, 5, None, 1)
     kernels = {
-        name: worst_error(name, shape, torch.float32, "cpu", 0)[1]
+        name: worst_error(name, shape, torch.float32, "cpu", 0)[2]
         for name in ("eager", "sdpa", "flex")
     }
     assert kernels == {
@@ -124,9 +125,9 @@ def test_unknown_backend_lists_the_choices():
 @given(shape=shapes(), seed=st.integers(0, 2**31))
 def test_flash2_handles_rows_and_chunks_like_the_others(shape, seed):
     """Torch's flash kernel for CPUs stands in for the GPU's: the same calls, without a GPU."""
-    error, kernel = worst_error("flash2", shape, torch.float32, "cpu", seed)
+    error, allowed, kernel = worst_error("flash2", shape, torch.float32, "cpu", seed)
     assert kernel == "torch flash"
-    assert error < 1e-5
+    assert error < allowed
 
 
 def test_flash2_uses_the_package_where_it_is_installed(monkeypatch):
@@ -141,6 +142,6 @@ def test_flash2_uses_the_package_where_it_is_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", stand_in)
     monkeypatch.setattr(attention.backend("flash2"), "package_version", lambda: "2.8.3")
     shape = ((4, 2), 16, 7, 19, (0, 15), 2)
-    error, kernel = worst_error("flash2", shape, torch.float32, "cpu", seed=0)
+    error, allowed, kernel = worst_error("flash2", shape, torch.float32, "cpu", seed=0)
     assert kernel == "flash-attn 2.8.3"
-    assert error < 1e-5
+    assert error < allowed

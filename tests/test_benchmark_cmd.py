@@ -49,12 +49,11 @@ def script(tmp_path):
 
 
 @pytest.fixture
-def bench(script, monkeypatch, capsys):
+def command(monkeypatch, capsys):
     """Runs the command in this process: its exit code, stdout and stderr."""
 
     def run(*arguments):
-        given = ["--script", str(script), *arguments, "--logdir", str(script.parent / "logs")]
-        monkeypatch.setattr(sys, "argv", ["benchmark_cmd.py", *given])
+        monkeypatch.setattr(sys, "argv", ["benchmark_cmd.py", *arguments])
         before = signal.getsignal(signal.SIGTERM)
         try:
             code = benchmark_cmd.main()
@@ -63,6 +62,17 @@ def bench(script, monkeypatch, capsys):
         finally:
             signal.signal(signal.SIGTERM, before)
         return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def bench(script, command):
+    """The command on the stand-in."""
+
+    def run(*arguments):
+        logdir = str(script.parent / "logs")
+        return command("--script", str(script), *arguments, "--logdir", logdir)
 
     return run
 
@@ -203,24 +213,31 @@ def test_wrong_arguments_are_refused(bench, arguments, problem):
 
 
 @pytest.mark.model
-def test_real_cells_from_the_projects_root_and_from_the_folder(tiny_folder, tmp_path):
+def test_real_cells_from_the_projects_root_and_from_the_folder(
+    tiny_folder, tmp_path, command, monkeypatch
+):
     variables = {
         "MODEL_ID": tiny_folder, "DATASET_ID": "synthetic", "N_SAMPLES": 1, "CONTEXTS": 300,
         "MAX_NEW_TOKENS": 3, "WANDB_MODE": "disabled", "DTYPE": "float32",
     }  # fmt: skip
     arguments = [f"--set={name}={value}" for name, value in variables.items()]
     arguments += ["--script", "flex_pipeline/hotpot_qa_flex.py", "--logdir", str(tmp_path)]
-    for folder, mask in ((ROOT, "causal"), (ROOT / "flex_pipeline", "causal,prefix")):
-        done = subprocess.run(
-            [*COMMAND, *arguments, "--grid", f"MASK_TYPE={mask}"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("done before") == mask.count(",")
+
+    def check(code, table, notes, masks):
+        assert code == 0, notes
+        assert notes.count("done before") == len(masks) - 1
         grid = json.loads((tmp_path / "grid.json").read_text())
-        assert [entry["status"] for entry in grid] == ["done"] * len(mask.split(","))
-        assert "blocks skipped" in done.stdout
+        assert [entry["status"] for entry in grid] == ["done"] * len(masks)
+        assert "blocks skipped" in table
+
+    monkeypatch.chdir(ROOT)
+    check(*command(*arguments, "--grid", "MASK_TYPE=causal"), ["causal"])
+    done = subprocess.run(
+        [*COMMAND, *arguments, "--grid", "MASK_TYPE=causal,prefix"],
+        cwd=ROOT / "flex_pipeline",
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    check(done.returncode, done.stdout, done.stderr, ["causal", "prefix"])

@@ -26,6 +26,7 @@ from kv_compression import methods
 from longctx import models
 from tests.docs import ROOT
 from tests.models import batch, tiny
+from tests.reference import tolerance
 
 HEAD = {"command", "model", "dtype", "device", "versions", "git_commit", "limits", "rows"}
 LIMITS = ("read_gb_per_s", "copy_gb_per_s", "matmul_tflop_per_s")
@@ -228,12 +229,13 @@ def test_the_first_differing_token_is_looked_at(monkeypatch):
     assert row["equal_tokens"] == [4, 2]
     (call,) = row["first_differing"]
     logits = model(torch.tensor(prompts)).logits[0, -1].double()
+    allowed = tolerance(logits, 3 * 128)
     assert (call["row"], call["place"]) == (1, 2)
-    assert call["gap"] == pytest.approx((logits.max() - logits[7]).item(), abs=1e-4)
+    assert call["gap"] == pytest.approx((logits.max() - logits[7]).item(), abs=allowed)
     ahead = max(logits.max().abs(), logits[7].abs()).float()
     spacing = torch.nextafter(ahead, torch.tensor(torch.inf)) - ahead
     assert call["spacing"] == pytest.approx(spacing.item())
-    assert call["kernels_rms"] < 1e-4
+    assert call["kernels_rms"] < allowed
 
 
 @pytest.mark.model

@@ -271,19 +271,20 @@ def test_another_fingerprint_is_refused_unless_the_shared_samples_are_known_to_a
 
 
 def test_compare_is_a_command(tmp_path):
-    def command(*files):
-        line = [sys.executable, "-m", "longctx.compare", *map(str, files)]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-
     paths = write(tmp_path, a=full_results(GOOD), b=full_results(GOOD, variables={"DTYPE": "x"}))
-    done = command(*paths)
+    line = [sys.executable, "-m", "longctx.compare", *map(str, paths)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert all(str(path) in done.stdout for path in paths)
-    missing = command(tmp_path / "missing.json")
-    assert missing.returncode == 2
-    assert (
-        missing.stderr
-        == f"error: file={tmp_path}/missing.json: cannot be read: No such file or directory\n"
+
+
+def test_a_file_that_is_missing_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path / "missing.json")])
+    with pytest.raises(SystemExit) as stop:
+        compare.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: file={tmp_path}/missing.json: cannot be read: No such file or directory\n"
     )
 
 

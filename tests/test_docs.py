@@ -109,9 +109,11 @@ def test_an_attention_backend_computes_what_eager_does(installed):
     for heads, starts in itertools.product(HEADS, (None, (0, 5), (18, 3))):
         for query_len in (1, 7, 19):
             shape = (heads, 16, query_len, 19, starts, 2)
-            error, kernel = worst_error("sdpa_math", shape, torch.float32, "cpu", seed=query_len)
+            error, allowed, kernel = worst_error(
+                "sdpa_math", shape, torch.float32, "cpu", seed=query_len
+            )
             assert kernel == "math"
-            assert error < 1e-5
+            assert error < allowed
     model, (input_ids, mask) = models.tiny(), models.batch([60, 41])
     pruning = Pruning(methods.method_class("l2")(), 0.5, prune_after=10, skip_layers=(0,))
     tokens = [

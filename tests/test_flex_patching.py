@@ -25,7 +25,9 @@ from transformers import (
 
 from flex_pipeline.patching import enable_flex_attention_dense_causal
 from tests.models import CONFIGS, batch, tiny
+from tests.reference import tolerance
 
+TERMS = 3 * 300  # of the longest sum, over the tokens, in three layers
 SMALL = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -56,8 +58,9 @@ def padded_right(input_ids, mask):
     return right_ids, right_mask
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(
+    ("architecture", "kv_heads"), [*((name, 2) for name in CONFIGS), ("llama", 4), ("llama", 1)]
+)
 def test_logits_and_tokens_are_those_of_sdpa(architecture, kv_heads):
     model = tiny(architecture, kv_heads=kv_heads)
     model.set_attn_implementation("sdpa")
@@ -73,7 +76,7 @@ def test_logits_and_tokens_are_those_of_sdpa(architecture, kv_heads):
         for (input_ids, mask), wanted in zip(inputs, expected, strict=True):
             are_tokens = mask.bool() if mask is not None else ...
             error = (logits(model, input_ids, mask) - wanted)[are_tokens].abs().max()
-            assert error < 1e-4 * wanted.abs().max()
+            assert error < tolerance(wanted, TERMS)
         assert tokens(model, *left) == expected_tokens
         static = {"cache_implementation": "static", "disable_compile": True}
         assert tokens(model, *left, **static) == expected_tokens
@@ -113,7 +116,7 @@ def test_padding_anywhere_and_chunks(data):
         result = run()
     assert result.shape == expected.shape
     if expected.numel():
-        assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (result - expected).abs().max() < tolerance(expected, TERMS)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
@@ -136,7 +139,7 @@ def test_sliding_window_layers_keep_their_window():
     assert (logits(full, input_ids, mask) - expected)[mask.bool()].abs().max() > 0.1
     with enable_flex_attention_dense_causal(model):
         error = (logits(model, input_ids, mask) - expected)[mask.bool()].abs().max()
-        assert error < 1e-4 * expected.abs().max()
+        assert error < tolerance(expected, TERMS)
         assert tokens(model, input_ids, mask) == expected_tokens
 
 
@@ -149,9 +152,9 @@ def test_packed_sequences_do_not_see_each_other():
     expected = logits(model, input_ids, **options)
     with enable_flex_attention_dense_causal(model):
         result = logits(model, input_ids, **options)
-    assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (result - expected).abs().max() < tolerance(expected, TERMS)
     alone = logits(model, input_ids[:, 90:])
-    assert (result[:, 90:] - alone).abs().max() < 1e-4 * expected.abs().max()
+    assert (result[:, 90:] - alone).abs().max() < tolerance(expected, TERMS)
 
 
 def test_a_model_of_another_kind():
@@ -164,7 +167,7 @@ def test_a_model_of_another_kind():
         assert patch.layers == ("transformer.h.0.attn", "transformer.h.1.attn")
         assert patch.kind == "MHA"
         error = (logits(model, input_ids, mask) - expected)[mask.bool()].abs().max()
-    assert error < 1e-5
+    assert error < tolerance(expected, 2 * 256)
 
 
 def test_patches_end_in_any_order_and_an_error_ends_them():

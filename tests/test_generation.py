@@ -1,5 +1,6 @@
 """Tokens against `model.generate` and against a float64 model that knows nothing of caches."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from kv_compression.prompt_chunks import padding_before
 from kv_compression.pruning import Pruning
 from tests import oracle
 from tests.models import CONFIGS, batch, tiny
+from tests.reference import tolerance
 
 CPU_BACKENDS = ["eager", "sdpa", "flex"]
 LENGTHS = [37, 5, 131, 1]
@@ -46,7 +48,7 @@ def test_without_pruning_and_at_ratio_1_tokens_are_those_of_generate(architectur
 
 
 @pytest.mark.parametrize("backend", [*CPU_BACKENDS, "flash2"])
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 1)])
 @pytest.mark.parametrize("questions", [None, [9, 1, 30, 2]])
 def test_a_pruned_row_is_the_same_in_a_batch_and_alone(heads, backend, questions, monkeypatch):
     monkeypatch.setattr(attention.backend("flash2"), "check", lambda *_: None)
@@ -240,8 +242,7 @@ def test_a_pruned_cache_works_inside_model_generate(keep_ratio):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_built_in_model_gives_the_tokens_of_generate(builtin_folder, builtin_tokenizer, backend):
+def test_built_in_model_gives_the_tokens_of_generate(builtin_folder, builtin_tokenizer):
     tokenizer = builtin_tokenizer
     model = AutoModelForCausalLM.from_pretrained(builtin_folder, dtype=torch.float32).eval()
     texts = [
@@ -254,7 +255,8 @@ def test_built_in_model_gives_the_tokens_of_generate(builtin_folder, builtin_tok
         inputs = tokenizer(prompts, return_tensors="pt", padding=True)
         expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         start = inputs["input_ids"].shape[1]
-        for pruning in (None, Pruning(L2(), keep_ratio=1.0, prune_after=0)):
+        whole = Pruning(L2(), keep_ratio=1.0, prune_after=0)
+        for backend, pruning in itertools.product(CPU_BACKENDS, (None, whole)):
             result = generate(
                 model,
                 inputs["input_ids"],
@@ -276,8 +278,10 @@ def test_log_probabilities_of_choices_are_those_of_the_whole_vocabulary():
     )
     for row, length in enumerate([9, 30, 17]):
         logits = model(input_ids[row : row + 1, -length:]).logits[0, -1]
-        expected = logits.log_softmax(dim=-1)[[5, 3, 99]].tolist()
-        assert result.choice_log_probs[row] == pytest.approx(expected, abs=1e-4)
+        expected = logits.log_softmax(dim=-1)[[5, 3, 99]]
+        assert result.choice_log_probs[row] == pytest.approx(
+            expected.tolist(), abs=tolerance(logits, 3 * 128)
+        )
     plain = generate(model, input_ids, attention_mask, backend="sdpa", max_new_tokens=2)
     assert plain.choice_log_probs == [[], [], []]
     assert plain.new_tokens == result.new_tokens

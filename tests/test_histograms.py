@@ -52,7 +52,7 @@ def test_the_committed_figure_is_drawn_from_the_committed_counts(name):
 
 
 @pytest.mark.model
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="needs the real samples")
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="../shared/data is not here")
 @pytest.mark.parametrize(
     ("name", "file"), [("narrativeqa", "narrativeqa"), ("longbench", "longbench_v2")]
 )

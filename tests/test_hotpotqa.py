@@ -69,7 +69,7 @@ def test_evidence_that_is_cut_away(builtin_tokenizer):
     assert "Question:" not in whole.context
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the sample of real questions is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")
 def test_real_records():
     samples = [
         hotpotqa_eval.sample(json.loads(line), number, SETTINGS)

@@ -13,7 +13,9 @@ from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from kv_compression.selection import leading
 from tests.models import CONFIGS, batch, tiny
+from tests.reference import tolerance
 
+TERMS = 3 * 128  # of the longest sum, over the columns of the MLP, in three layers
 LENGTHS = [50, 8, 67]  # chunks of 7 rows of three prompts are 2 tokens, many of them all padding
 
 
@@ -29,8 +31,10 @@ def run(model, lengths, chunk, backend="sdpa", **options):
     )
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize(
+    ("architecture", "backend"),
+    [*((name, "sdpa") for name in CONFIGS), ("llama", "eager"), ("qwen3", "flex")],
+)
 def test_tokens_are_those_of_generate(architecture, backend):
     model = tiny(architecture)
     for lengths in ([61], LENGTHS):
@@ -76,14 +80,15 @@ def caches(model, lengths, pruning, rows, kv_bits=None):
 def test_the_same_tokens_are_kept(name, ratio, lengths):
     pruning = Pruning(method_class(name)(), ratio, prune_after=10, skip_layers=(1,))
     (whole, whole_logits), (chunked, logits) = caches(tiny(), lengths, pruning, 16)
-    assert torch.allclose(logits, whole_logits, atol=1e-4)
+    assert (logits - whole_logits).abs().max() < tolerance(whole_logits, TERMS)
     for one, other in zip(whole.layers, chunked.layers, strict=True):
         assert one.starts == other.starts
         assert one.stored_tokens == other.stored_tokens
         for row, start in enumerate(one.starts or (0,) * len(lengths)):
             for mine, theirs in zip(one.storage.read(), other.storage.read(), strict=True):
                 # Another token's keys and values are nowhere near.
-                assert torch.allclose(mine[row, :, start:], theirs[row, :, start:], atol=1e-4)
+                mine, theirs = mine[row, :, start:], theirs[row, :, start:]
+                assert (mine - theirs).abs().max() < tolerance(theirs, TERMS)
     assert chunked.stored_bytes() == whole.stored_bytes()
     assert all(layer.storage._keys.shape[2] == layer.stored_tokens + 5 for layer in chunked.layers)
 
@@ -127,7 +132,7 @@ def test_the_last_layers_other_tokens_do_not_matter(architecture, lengths):
     with torch.no_grad():
         expected = model(input_ids=input_ids, attention_mask=mask).logits[:, -1]
     for _, logits in caches(model, lengths, None, 16):
-        assert torch.allclose(logits, expected, atol=1e-4)
+        assert (logits - expected).abs().max() < tolerance(expected, TERMS)
 
 
 def test_the_last_layer_works_for_one_row_and_is_put_back():

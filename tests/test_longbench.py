@@ -32,7 +32,7 @@ def test_the_prompt_is_the_official_one():
         longbench_kv_eval.sample(record | {"answer": "E"}, 0, SETTINGS)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the sample of real questions is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")
 def test_real_records():
     with SHARED.open(encoding="utf-8") as lines:
         samples = [

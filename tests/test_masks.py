@@ -25,6 +25,7 @@ from kv_compression.layout import Layout
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
 from tests.models import batch, tiny
+from tests.reference import attention_tolerance
 
 CPU = torch.device("cpu")
 HEADS = [(4, 4), (6, 2), (8, 1), (9, 3)]  # query heads, key/value heads: MHA, GQA, MQA
@@ -137,7 +138,8 @@ def test_flex_under_every_mask_equals_dense_float64(mask, layout, heads, seed):
     output, _ = flex.attend_under(query, key, value, block_mask, 0.25)
     visible = dense(name, options, layout)
     expected = float64_attention(query, key, value, visible, 0.25)
-    assert (output.double() - expected).abs().max() < 1e-5
+    allowed = attention_tolerance(query, key, value, 0.25)
+    assert (output.double() - expected).abs().max() < allowed
     if block_mask is None:
         assert visible.all()
 
@@ -172,15 +174,16 @@ def reference_tokens(model, name, options, prompt, new_tokens):
     return tokens[0, prompt.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "heads"),
     [
-        ("causal", {}),
-        ("sliding_window", {"window": 9}),
-        ("sink_window", {"sinks": 3, "window": 6}),
-        ("prefix", {"prefix": 25}),
-        ("dilated", {"window": 5, "dilation": 3}),
+        ("causal", {}, (4, 2)),
+        ("sliding_window", {"window": 9}, (4, 2)),
+        ("sink_window", {"sinks": 3, "window": 6}, (4, 2)),
+        ("prefix", {"prefix": 25}, (4, 2)),
+        ("dilated", {"window": 5, "dilation": 3}, (4, 2)),
+        ("dilated", {"window": 5, "dilation": 3}, (4, 4)),
+        ("prefix", {"prefix": 25}, (4, 1)),
     ],
 )
 def test_generated_tokens_are_those_of_a_dense_float64_model(name, options, heads):
@@ -281,7 +284,8 @@ def test_other_lengths_and_steps_are_no_second_compilation():
             )
         visible = dense("sink_window", {"sinks": 4, "window": 70}, layout)
         expected = float64_attention(query, key, value, visible, 0.25)
-        assert (output.transpose(1, 2).double() - expected).abs().max() < 1e-5
+        allowed = attention_tolerance(query, key, value, 0.25)
+        assert (output.transpose(1, 2).double() - expected).abs().max() < allowed
         return counters["stats"]["unique_graphs"]
 
     assert run(300, 300) == run(290, 290)

@@ -32,7 +32,8 @@ def test_two_parts_are_the_whole(past, new, heads, scale):
     own = cpu_attention(query, key[:, :, past:], value[:, :, past:], True, scale)
     result = _merge.merged(earlier[0], earlier[1][..., None], own[0], own[1][..., None])
     expected = reference.attention(query, key, value, None, scale)
-    assert (result.transpose(1, 2).double() - expected).abs().max() < 1e-5
+    allowed = reference.attention_tolerance(query, key, value, scale)
+    assert (result.transpose(1, 2).double() - expected).abs().max() < allowed
 
 
 def test_parts_in_half_precision_are_merged_in_float32():
@@ -63,16 +64,17 @@ def test_a_chunk_goes_to_cudnn_in_two_calls_where_torch_chose_it(lse_dims, monke
     square = Layout(None, 128, 128, query.device)
     chunk = Layout(None, 128, 384, query.device)
     expected = reference.attention(query, key, value, None, 0.25)
+    allowed = reference.attention_tolerance(query, key, value, 0.25)
 
     sdpa.attend(query, key[:, :, :128], value[:, :, :128], square, 0.25)
     output, kernel = sdpa.attend(query, key, value, chunk, 0.25)
     assert (kernel != "cudnn", calls) == (True, [])
-    assert (output.double() - expected).abs().max() < 1e-5
+    assert (output.double() - expected).abs().max() < allowed
 
     for kind in sdpa._kernel_of_call:
         sdpa._kernel_of_call[kind] = "cudnn"
     output, kernel = sdpa.attend(query, key, value, chunk, 0.25)
     assert (kernel, calls) == ("cudnn", [(256, False), (128, True)])
-    assert (output.double() - expected).abs().max() < 1e-5
+    assert (output.double() - expected).abs().max() < allowed
     for odd in (Layout(None, 127, 384, query.device), Layout((0, 3), 128, 384, query.device)):
         assert not sdpa._suits_cudnn(query[:, :, : odd.query_len], key, odd)

@@ -14,6 +14,7 @@ from kv_compression.methods import StoredLayer, expected_attention, method_class
 from kv_compression.pruning import Pruning
 from kv_compression.rotary import Rotary
 from tests.models import CONFIGS, batch, tiny
+from tests.reference import tolerance
 
 SCALING = 0.25
 ROTARY = Rotary.of(tiny(head_dim=8))
@@ -47,6 +48,11 @@ def row_of(layer, row, start):
     )
 
 
+def allowed(scores, layer):
+    """What rounding may make of scores: sums over all tokens of sums over a head's channels."""
+    return tolerance(scores, layer.keys.shape[2] * layer.keys.shape[3])
+
+
 @pytest.mark.parametrize("name", methods.names())
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
@@ -60,7 +66,7 @@ def test_scores_of_a_row_do_not_depend_on_its_batch(name, data):
     assert scores.isfinite().all()
     for row, start in enumerate(starts):
         alone = method_class(name)().score(row_of(layer, row, start))
-        assert torch.allclose(scores[row, :, start:], alone[0], atol=1e-6)
+        assert (scores[row, :, start:] - alone[0]).abs().max() < allowed(alone[0], layer)
 
 
 def attention(layer, head, query_at):
@@ -93,14 +99,14 @@ def test_keydiff_by_definition():
     unit = keys / keys.norm(dim=-1, keepdim=True)
     mean = unit.mean(0)
     expected = -(unit @ mean) / mean.norm()
-    assert torch.allclose(scores[0, 1].double(), expected, atol=1e-6)
+    assert (scores[0, 1] - expected).abs().max() < allowed(expected, layer)
 
 
 def test_tova_by_definition():
     layer = layer_of(20)
     scores = method_class("tova")().score(layer)
     expected = sum(attention(layer, head, 19) for head in range(4)) / 4
-    assert torch.allclose(scores[0, 0, :-1].double(), expected[:-1], atol=1e-6)
+    assert (scores[0, 0, :-1] - expected[:-1]).abs().max() < allowed(expected, layer)
     assert torch.equal(scores[0, 0], scores[0, 1])
     assert scores[0, 0].argmax() == 19
 
@@ -115,7 +121,7 @@ def test_snapkv_by_definition():
                 mean[: query_at + 1] += attention(layer, query_head, query_at) / 8
         before = torch.cat([torch.zeros(1), mean[:26], torch.zeros(1)]).double()
         expected = torch.stack([before[i : i + 3].sum() / 3 for i in range(26)])
-        assert torch.allclose(scores[0, head, :26].double(), expected, atol=1e-6)
+        assert (scores[0, head, :26] - expected).abs().max() < allowed(expected, layer)
         assert scores[0, head].topk(4).indices.sort().values.tolist() == [26, 27, 28, 29]
 
 
@@ -153,7 +159,7 @@ def test_expected_attention_by_definition(terms, monkeypatch):
             logits += torch.einsum("si,ij,sj->s", keys, covariance, keys) * SCALING**2 / 2
             attention_weights.append(logits[sinks:].softmax(0))
         expected = torch.stack(attention_weights).mean(0) * values[sinks:].norm(dim=-1)
-        assert torch.allclose(scores[0, head, sinks:].double(), expected, atol=1e-5)
+        assert (scores[0, head, sinks:] - expected).abs().max() < allowed(expected, layer)
         assert (scores[0, head, :sinks] > scores[0, head, sinks:].max()).all()
 
 
@@ -167,7 +173,7 @@ def test_the_rotation_that_is_undone_is_the_models(architecture):
     rotated = rotary.rotate(states, cos, sin)
     theirs = sys.modules[type(model).__module__].apply_rotary_pos_emb(states, states, cos, sin)[0]
     assert torch.equal(rotated, theirs)
-    assert torch.allclose(rotary.undo(rotated, positions), states, atol=1e-5)
+    assert (rotary.undo(rotated, positions) - states).abs().max() < tolerance(states, 4)
 
 
 def test_a_rotation_that_also_scales_is_undone():
@@ -178,7 +184,7 @@ def test_a_rotation_that_also_scales_is_undone():
     cos, sin = rotary.angles(states, positions)
     assert cos[0, 0].square().max() + sin[0, 0].square().min() != 1
     rotated = rotary.rotate(states, cos, sin)
-    assert torch.allclose(rotary.undo(rotated, positions), states, atol=1e-5)
+    assert (rotary.undo(rotated, positions) - states).abs().max() < tolerance(states, 4)
 
 
 def test_methods_that_score_by_attention_say_what_they_need():

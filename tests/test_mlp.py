@@ -3,6 +3,7 @@ import torch
 
 from kv_compression.mlp import mlp_in_row_chunks
 from tests.models import CONFIGS, batch, tiny
+from tests.reference import tolerance
 
 
 def highest_rows(model, run):
@@ -30,7 +31,8 @@ def test_chunks_give_the_same_logits_from_fewer_rows(architecture, lengths):
         rows, logits = highest_rows(model, lambda: model(input_ids, attention_mask=mask))
     assert whole_rows == input_ids.numel()
     assert rows == min(input_ids.numel(), 8 // len(lengths) * len(lengths))
-    assert torch.allclose(logits, whole, atol=1e-4)
+    # The longest sum is over the 128 columns of the MLP, in three layers.
+    assert (logits - whole).abs().max() < tolerance(whole, 3 * 128)
 
 
 def test_the_mlps_are_put_back_after_an_error():

@@ -27,7 +27,7 @@ def test_prediction(text, raw, prediction):
 
 
 @pytest.mark.model
-@pytest.mark.skipif(not SHARED.exists(), reason="the sample of real books is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="../shared/data is not here")
 def test_prompts_of_real_books(builtin_tokenizer):
     builder = PromptBuilder(builtin_tokenizer, chat_template=False)
     settings = narrativeqa_eval.NarrativeQASettings()

@@ -21,7 +21,7 @@ from tests.models import batch, tiny
 @pytest.mark.parametrize("skip_layers", [(), (1,)])
 def test_tokens_are_those_of_a_float64_model_with_masks(every, question, skip_layers):
     prompt_len, keep_ratio = 41, 0.3
-    input_ids, _ = batch([prompt_len])
+    input_ids, _ = batch([prompt_len], seed=3)
     # A question is one chunk, which the oracle would prune inside of.
     every = max(every, question or 0)
     pruning = Pruning(L2(), keep_ratio, 0, skip_layers, prune_every=every)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from kv_compression import attention
@@ -13,8 +13,9 @@ from kv_compression.cache import PrunedCache
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
 from kv_compression.selection import leading
+from tests import reference
 from tests.models import tiny
-from tests.oracle import visibility
+from tests.oracle import Undecided, visibility
 
 LAYERS = 3
 MODEL = tiny()
@@ -79,10 +80,13 @@ def test_what_a_pruned_cache_attends_to(backend, case):
     pruning = Pruning(L2(), case.keep_ratio, 0, case.skip_layers)
     starts = leading([max(case.prompts) - length for length in case.prompts])
     cache = PrunedCache(LAYERS, pruning, starts)
-    expected = [
-        [expected_output(case, layer_idx, row, *text[layer_idx][row]) for row in rows]
-        for layer_idx in range(LAYERS)
-    ]
+    try:
+        expected = [
+            [expected_output(case, layer_idx, row, *text[layer_idx][row]) for row in rows]
+            for layer_idx in range(LAYERS)
+        ]
+    except Undecided:
+        reject()
     done = [0] * len(rows)
     with attention.use_attention(MODEL, backend, cache):
         for lengths in parts:
@@ -99,7 +103,9 @@ def test_what_a_pruned_cache_attends_to(backend, case):
                 for row, length in enumerate(lengths):
                     wanted = expected[layer_idx][row][done[row] : done[row] + length]
                     error = (output[row, output.shape[1] - length :].double() - wanted).abs().max()
-                    assert error < 1e-5
+                    assert error < reference.attention_tolerance(
+                        *text[layer_idx][row], 1 / math.sqrt(case.head_dim)
+                    )
             done = [a + b for a, b in zip(done, lengths, strict=True)]
     for layer_idx, layer in enumerate(cache.layers):
         kept = [
