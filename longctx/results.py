@@ -1,15 +1,19 @@
 """The result schema and the files it is kept in. No other place knows either."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kv_compression.generation import Generation
 from longctx import outcomes, redaction, statistics
@@ -18,6 +22,8 @@ Row = dict[str, Any]
 Summary = dict[str, Any]
 
 _GB = 1e9
+_UNFINISHED = ".unfinished"
+_NEW_S = 60.0  # an empty file may be about to be locked
 _MODEL_CHARACTERS = 96  # as many as the hub's ids have; a file's name has room for them
 _MEASURES = (
     "latency_ms",
@@ -209,19 +215,59 @@ def fingerprint(values: dict[str, Any], data_fingerprint: str) -> str:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that appears whole or not at all, readable for whom the umask allows.
 
-    A link at `path` is replaced, and not followed.
+    It is on disk under its name when this returns. A link at `path` is replaced, and not followed.
     """
     content = content.encode() if isinstance(content, str) else content
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    unfinished = path.with_name(f".{secrets.token_hex(8)}{_UNFINISHED}")
     with open(unfinished, "xb") as file:
         try:
+            # Before the first byte, and until it has its name: `remove_litter` leaves it alone.
+            _try_to_lock(file)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             os.replace(unfinished, path)
         except BaseException:
-            os.unlink(unfinished)
+            # Ctrl-C may come right after it got its name; in a folder that is gone there is none.
+            with suppress(OSError):
+                unfinished.unlink()
             raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk: what was made or removed there stays so."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_litter(folder: Path) -> None:
+    """Remove what killed processes left half written; what a process is writing stays."""
+    for path in folder.glob(f".{'[0-9a-f]' * 16}{_UNFINISHED}"):
+        with suppress(OSError), open(path, "rb", opener=_open_file) as file:
+            status = os.fstat(file.fileno())
+            is_new = not status.st_size and time.time() - status.st_mtime < _NEW_S
+            if not is_new and _try_to_lock(file):
+                path.unlink()
+
+
+def _open_file(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _try_to_lock(file: IO[bytes]) -> bool:
+    """Whether nobody else holds the file; False too where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def plain(value: Any) -> Any:

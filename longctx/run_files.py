@@ -1,20 +1,27 @@
 """The files of one run: a journal of rows while it goes on, whole files at the end."""
 
+import errno
+import glob
 import json
 import os
-import zlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longctx import outcomes, saved
+from longctx import journals, outcomes, results, saved, saved_schema
+from longctx.config import SettingError
 from longctx.console import notice
 from longctx.interrupt import held_back
+from longctx.journals import SUFFIX
 from longctx.results import Row, Summary, plain, write_whole
+from longctx.saved_schema import UnusableFileError
 
-_JOURNAL = "_rows.jsonl"
+_LOCK = re.compile(r"\.(.+_\d{8}-\d{6}(-\d+)?)\.lock")
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class RunFiles:
@@ -23,7 +30,7 @@ class RunFiles:
     While it runs, `{run_id}_rows.jsonl`: the run's meta data, then each row as soon as it is made;
     a further process of the run has `{run_id}_rank{n}_rows.jsonl`. At each context's end
     `{run_id}.jsonl` with one line a context. At the end `{run_id}_full.json`, which holds the rows
-    too, so that the journals go.
+    too, so that the journals go. A process that is busy with a run holds `.{run_id}.lock`.
 
     rows: what earlier processes of the run have left.
     """
@@ -32,105 +39,168 @@ class RunFiles:
         self.meta = meta
         self.rows = list(rows)
         self.logdir = logdir
+        self.rank = rank
         name = meta["run_id"] if rank == 0 else f"{meta['run_id']}_rank{rank}"
-        self.journal = logdir / f"{name}{_JOURNAL}"
+        self.journal = logdir / f"{name}{SUFFIX}"
         self.summaries_path = logdir / f"{meta['run_id']}.jsonl"
         self.full_path = logdir / f"{meta['run_id']}_full.json"
         self._lock = FileLock(logdir / f".{meta['run_id']}.lock")
 
     @classmethod
     def start(cls, logdir: Path, meta: dict[str, Any]) -> "RunFiles":
-        """A new run; `meta["run_id"]` gets a number behind it when the name is taken."""
+        """A new run; `meta["run_id"]` gets a number behind it when the name is taken.
+
+        Raises SettingError where the folder cannot be written.
+        """
         wanted, number = meta["run_id"], 1
-        while True:
-            files = cls(logdir, meta)
-            try:
-                if files.summaries_path.exists() or files.full_path.exists():
-                    raise FileExistsError
-                # A journal without its first line would belong to no run, and stay.
-                with held_back(), open(files.journal, "x", encoding="utf-8") as journal:
-                    files._lock.acquire(timeout=0)
-                    journal.write(_line({"run_meta": meta}))
-                return files
-            except (FileExistsError, Timeout):
+        with _folder_errors(logdir):
+            _tidy(logdir)
+            while not (files := cls(logdir, meta))._begin():
                 number += 1
                 meta["run_id"] = f"{wanted}-{number}"
+        return files
+
+    def _begin(self) -> bool:
+        """Take the name; False where it is taken."""
+        if not self._acquire():
+            return False
+        names = (self.journal, self.summaries_path, *self._full_paths())
+        try:
+            if any(map(os.path.lexists, names)):
+                raise FileExistsError
+            # A journal without its first line would belong to no run, and stay.
+            with held_back(), open(self.journal, "x", encoding="utf-8") as journal:
+                journal.write(_line({"run_meta": self.meta}))
+                journal.flush()
+                os.fsync(journal.fileno())
+            results.sync_folder(self.logdir)
+        except FileExistsError:
+            self._end()
+            return False
+        except OSError:
+            self.journal.unlink(missing_ok=True)
+            self._end()
+            raise
+        return True
 
     @classmethod
     def unfinished(cls, logdir: Path, fingerprint: str) -> "RunFiles | None":
-        """The latest unfinished run with this fingerprint that no process is busy with."""
-        newest_first = sorted(
-            logdir.glob(f"*{_JOURNAL}"), key=lambda path: path.stat().st_mtime, reverse=True
-        )
-        for path in newest_first:
-            meta = _meta(path)
-            if meta.get("fingerprint") != fingerprint:
-                continue
-            files = cls(logdir, meta)
-            if files.journal != path or files.full_path.exists():
-                continue
-            try:
-                files._lock.acquire(timeout=0)
-            except Timeout:
-                notice(f"{meta['run_id']} has these settings and is still running")
-                continue
-            files.rows = files.rows_left()
-            return files
+        """The latest unfinished run with this fingerprint that no process is busy with.
+
+        Raises SettingError where the folder cannot be written.
+        """
+        with _folder_errors(logdir):
+            _tidy(logdir)
+            for path in journals.newest_first(logdir):
+                try:
+                    found = cls._gone_on_with(path, fingerprint)
+                except UnusableFileError as error:
+                    notice(f"left out: {path.name} {error}")
+                    continue
+                if found is not None:
+                    return found
         return None
+
+    @classmethod
+    def _gone_on_with(cls, path: Path, fingerprint: str) -> "RunFiles | None":
+        """The run of a journal, if it has this fingerprint. Raises UnusableFileError."""
+        meta = journals.meta(path)
+        if meta is None:
+            _set_aside_whole(path)
+            return None
+        files = cls(path.parent, meta)
+        if meta["fingerprint"] != fingerprint or files.journal != path:
+            return None
+        saved_schema.check_meta(meta)
+        if not files._acquire():
+            notice(f"{meta['run_id']} has these settings and is still running")
+            return None
+        # Between the look and the lock another process may have gone on with it, to its end.
+        if any(map(os.path.lexists, files._full_paths())) or not path.exists():
+            files.release()
+            return None
+        try:
+            files.rows = files.rows_left()
+        except BaseException:
+            files.release()
+            raise
+        return files
 
     @staticmethod
     def finished(logdir: Path, fingerprint: str) -> Path | None:
         """The full results of a finished run with this fingerprint, unless every request failed."""
-        for path in sorted(logdir.iterdir()):
+        with _folder_errors(logdir):
+            _tidy(logdir)
+            paths = sorted(logdir.iterdir())
+        for path in paths:
             if not path.name.endswith(saved.FULL_SUFFIXES):
                 continue
             try:
-                full = json.loads(saved.text_of(path))
-                if full["run_meta"]["fingerprint"] != fingerprint:
+                # What does not hold it as text need not be parsed.
+                if fingerprint.encode() not in saved.content_of(path):
                     continue
-                failures = outcomes.failures(full["summary"])
-                is_failed = outcomes.has_failed(full["summary"])
-            except (
-                *(OSError, EOFError, zlib.error),
-                *(ValueError, KeyError, TypeError, AttributeError),
-            ):
+                full = saved.read(path)
+            except UnusableFileError as error:
+                notice(f"left out: {path.name} {error}")
                 continue
-            if failures:
+            if full["run_meta"].get("fingerprint") != fingerprint:
+                continue
+            is_failed = outcomes.has_failed(full["summary"])
+            if failures := outcomes.failures(full["summary"]):
                 notice(f"{path.name}: {failures}{'; run again' if is_failed else ''}")
             if not is_failed:
                 return path
         return None
 
     def rows_left(self) -> list[Row]:
-        """Rows in this folder's journals of the run; a line that is none is set aside."""
+        """Rows in this folder's journals of the run; a line that is none is set aside.
+
+        Raises UnusableFileError for a journal that is no file, or too large.
+        """
         rows = []
         for path in self._journals():
-            lines = path.read_bytes().splitlines(keepends=True)
-            entries = [_entry(line) for line in lines]
-            rows += [entry for entry in entries if entry is not None and "run_meta" not in entry]
-            corrupt = [line for line, entry in zip(lines, entries, strict=True) if entry is None]
-            if corrupt:
-                aside = path.with_suffix(".corrupt")
-                with open(aside, "ab") as file:
-                    file.writelines(corrupt)
-                good = (line for line in lines if line not in corrupt)
-                write_whole(path, b"".join(good).decode())
-                notice(f"{len(corrupt)} lines of {path.name} cannot be read; they are in {aside}")
+            good, bad = [], []
+            for line in journals.lines(path):
+                entry = journals.entry(line)
+                if entry is not None and "run_meta" in entry:
+                    good.append(line)
+                elif entry is not None and self._is_row(entry):
+                    good.append(line)
+                    rows.append(entry)
+                else:
+                    bad.append(line)
+            if bad:
+                aside = journals.set_aside(path, bad)
+                write_whole(path, b"".join(good))
+                notice(f"{len(bad)} lines of {path.name} cannot be used; they are in {aside}")
         return rows
+
+    def _is_row(self, entry: dict[str, Any]) -> bool:
+        try:
+            saved.check_row(entry, self.meta)
+        except UnusableFileError:
+            return False
+        end = entry["first_sample"] + entry["batch_size"]
+        return bool(end <= self.meta["n_samples"])
 
     def add(self, row: Row) -> None:
         """Keep a row as it will be read again; it is on disk when this returns."""
         row = plain(row)
-        with held_back():
-            self.rows.append(row)
-            with open(self.journal, "a", encoding="utf-8") as journal:
+        with self._writing():
+            with open(self.journal, "a", encoding="utf-8", opener=self._open_journal) as journal:
                 journal.write(_line(row))
                 journal.flush()
                 os.fsync(journal.fileno())
+            self.rows.append(row)
+
+    def _open_journal(self, path: str, flags: int) -> int:
+        # A first process's journal is there since the start: without its first line it is none.
+        creates = 0 if self.rank == 0 else os.O_CREAT
+        return os.open(path, flags & ~os.O_CREAT | creates | os.O_NOFOLLOW, 0o666)
 
     def write_summaries(self, summaries: Iterable[Summary]) -> None:
         """Write the per-context lines."""
-        with held_back():
+        with self._writing():
             write_whole(self.summaries_path, "".join(map(_line, summaries)))
 
     def finish(
@@ -145,39 +215,116 @@ class RunFiles:
                 "summary": summary,
             }
         )
-        with held_back():
+        with self._writing():
+            # On disk, name and all, before any journal goes.
             write_whole(self.full_path, json.dumps(full, indent=1) + "\n")
-            for journal in self._journals():
-                journal.unlink()
-            self.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._remove_journals()
+            self._end()
         return full
 
     def release(self) -> None:
         """Let another process go on with the run."""
         self._lock.release()
 
+    def _acquire(self) -> bool:
+        """Whether no other process is busy with the run."""
+        lock = Path(self._lock.lock_file)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        except OSError as error:
+            if lock.is_symlink() or lock.is_dir():
+                return False
+            if error.errno not in _NO_LOCKS:
+                raise
+            notice(f"no locks in {self.logdir}: see to it that no two processes do the same run")
+        return True
+
+    def _end(self) -> None:
+        """Let the lock and its file go; whoever waits for that very file looks again."""
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self.release()
+
+    def _full_paths(self) -> tuple[Path, Path]:
+        return self.full_path, self.full_path.with_name(f"{self.full_path.name}.gz")
+
     def _journals(self) -> list[Path]:
-        run_id = self.meta["run_id"]
-        ranks = sorted(self.logdir.glob(f"{run_id}_rank*{_JOURNAL}"))
-        own = self.logdir / f"{run_id}{_JOURNAL}"
-        return [own, *ranks] if own.exists() else ranks
+        run_id = glob.escape(self.meta["run_id"])
+        ranks = sorted(self.logdir.glob(f"{run_id}_rank*{SUFFIX}"))
+        own = self.logdir / f"{self.meta['run_id']}{SUFFIX}"
+        return [own, *ranks] if os.path.lexists(own) else ranks
+
+    def _remove_journals(self) -> None:
+        # The first process's last: while it is there, all of them are found.
+        for journal in reversed(self._journals()):
+            journal.unlink()
+        results.sync_folder(self.logdir)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Ends the run in one line where a disk is full or a folder gone."""
+        try:
+            with held_back():
+                yield
+        except OSError as error:
+            rows = (
+                f"finished requests are kept in {self.journal}, for RESUME=1"
+                if self.journal.is_file()
+                else f"{self.journal} is gone, and what was finished with it"
+            )
+            raise SystemExit(f"error: LOGDIR={self.logdir}: {error.strerror}; {rows}") from error
+
+
+@contextmanager
+def _folder_errors(logdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingError("LOGDIR", logdir, f"cannot be written: {error.strerror}") from error
+
+
+def _tidy(logdir: Path) -> None:
+    """Remove what killed processes have left: half a file, journals of finished runs, locks."""
+    results.remove_litter(logdir)
+    for path in journals.newest_first(logdir):
+        files = RunFiles(logdir, {"run_id": path.name.removesuffix(SUFFIX)})
+        if any(map(_is_whole, files._full_paths())) and files._acquire():
+            files._remove_journals()
+            files._end()
+    for path in logdir.glob(".*.lock"):
+        name = _LOCK.fullmatch(path.name)
+        if name is not None and path.is_file():
+            files = RunFiles(logdir, {"run_id": name[1]})
+            if not files._journals() and files._acquire():
+                files._end() if not files._journals() else files.release()
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        saved.read(path)
+    except UnusableFileError:
+        return False
+    return True
+
+
+def _set_aside_whole(path: Path) -> None:
+    """Set a journal aside of which nobody knows the settings, unless its run begins right now."""
+    files = RunFiles(path.parent, {"run_id": path.name.removesuffix(SUFFIX)})
+    if not files._acquire():
+        return
+    if journals.meta(path) is None:
+        lines = journals.lines(path)
+        if lines:
+            aside = journals.set_aside(path, lines)
+            notice(
+                f"{path.name} does not begin with a run's settings, so no run can go on with it; "
+                f"its {len(lines)} lines are in {aside}"
+            )
+        path.unlink()
+        results.sync_folder(path.parent)
+    files._end()
 
 
 def _line(value: Any) -> str:
     return json.dumps(plain(value), allow_nan=False) + "\n"
-
-
-def _meta(journal: Path) -> dict[str, Any]:
-    with open(journal, "rb") as file:
-        entry = _entry(file.readline())
-    return (entry or {}).get("run_meta", {})
-
-
-def _entry(line: bytes) -> dict[str, Any] | None:
-    """The line's object; None of a line that was cut off or overwritten."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) and line.endswith(b"\n") else None

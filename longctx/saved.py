@@ -6,113 +6,81 @@ steer a terminal, hide text or turn its direction.
 
 import gzip
 import json
-import math
+import os
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Len
-from pydantic import BaseModel, TypeAdapter, ValidationError
-
-from longctx import outcomes
+from longctx import outcomes, saved_schema
 from longctx.console import notice, printable
+from longctx.saved_schema import UnusableFileError
+
+__all__ = ["UnusableFileError", "find", "read"]
 
 FullResults = dict[str, Any]
 
 FULL_SUFFIXES = ("_full.json", "_full.json.gz")
+MAX_BYTES = 256 * 2**20
 
-
-class UnusableFileError(ValueError):
-    """A file that is not the full results of a run; the message is one line."""
-
-
-class _Variables(BaseModel):
-    MODEL_ID: str
-    ATTN_IMPL: str
-    KV_MODE: str
-    KEEP_RATIO: float
-    KV_SCOPE: str
-    QUANT_MODE: str
-
-
-class _Meta(BaseModel):
-    run_id: str
-    task: str
-    model: str
-    variables: _Variables
-    score_names: list[str]
-    prompt_format: str
-    data_fingerprint: str
-    versions: dict[str, str]
-    device: dict[str, Any]
-    git_commit: str | None
-
-
-class _Summary(BaseModel):
-    context_tokens: int
-    n_oom: int
-    total_count: int
-    n_asked: int = 0
-    n_failed_samples: int = 0
-    n_oom_samples: int = 0
-    n_not_run: int = 0
-    n_left_out: int = 0
-
-
-class _Sample(BaseModel):
-    sample_id: str
-    prediction: str
-    references: list[str]
-
-
-class _Row(BaseModel):
-    context_tokens: int
-    request: int
-    success: bool
-    samples: list[_Sample]
-
-
-class _Full(BaseModel):
-    """What readers rely on; all else may be missing, and is there in newer files."""
-
-    run_meta: _Meta
-    ctx_summaries: list[_Summary]
-    rows: list[_Row]
-
-
+# Python and JSON tell larger whole numbers apart, a page's script does not.
+_MAX_NUMBER = 2**53
+_MAX_DEPTH = 50
 _NAMED = 5
-_NUMBER = TypeAdapter(float | None)
-_INTERVAL = TypeAdapter(Annotated[list[float], Len(2, 2)] | None)
 
 
-def text_of(path: Path) -> str:
-    """A file's text, unpacked if it ends in `.gz`. Raises OSError, EOFError, ValueError."""
-    content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+def content_of(path: Path) -> bytes:
+    """A file's content, unpacked if it ends in `.gz`. Raises UnusableFileError.
 
-
-def read(path: Path) -> FullResults:
-    """The full results in a file, which may be packed by gzip. Raises UnusableFileError."""
+    Of at most MAX_BYTES, and of no pipe: that may have no end.
+    """
     try:
-        full = json.loads(text_of(path), parse_constant=lambda _: None, parse_float=_finite)
+        with ExitStack() as opened:
+            file: Any = opened.enter_context(open(path, "rb", opener=_open_at_once))
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnusableFileError("is no file but a pipe or the like")
+            if path.suffix == ".gz":
+                file = opened.enter_context(gzip.open(file))
+            content: bytes = file.read(MAX_BYTES + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UnusableFileError(f"is not whole gzip: {_line(str(error))}") from None
     except OSError as error:
         raise UnusableFileError(f"cannot be read: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise UnusableFileError(f"is larger than {MAX_BYTES // 2**20} MiB")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Else opening a pipe waits until somebody writes into it.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def parsed(text: bytes) -> Any:
+    """JSON, in which what is no number, or too large for one, is null. Raises UnusableFileError."""
+    try:
+        value = json.loads(
+            text, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole
+        )
+        _check_depth(value, _MAX_DEPTH)
     except (ValueError, RecursionError) as error:
         raise UnusableFileError(f"is not whole JSON: {_line(str(error))}") from None
-    try:
-        _Full.model_validate(full, strict=True)
-        _check_figures(full)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "it"
-        problem = f"is not full results of a run: {place}: {first['msg']}"
-        raise UnusableFileError(_line(problem)) from None
-    cleaned: FullResults = _clean(full)
-    outcomes.complete(cleaned)
-    return cleaned
+    return value
+
+
+def read(path: Path) -> FullResults:
+    """The full results in a file, which may be packed by gzip. Raises UnusableFileError."""
+    full: FullResults = _clean(parsed(content_of(path)))
+    saved_schema.check(full)
+    outcomes.complete(full)
+    return full
+
+
+def check_row(row: Any, meta: dict[str, Any]) -> None:
+    """Raises UnusableFileError unless a run with this meta data can go on with the row."""
+    saved_schema.check_row(_clean(row), meta)
 
 
 def find(paths: Sequence[Path]) -> Iterator[tuple[Path, FullResults]]:
@@ -122,10 +90,10 @@ def find(paths: Sequence[Path]) -> Iterator[tuple[Path, FullResults]]:
     in one line.
     """
     files = {
-        file.resolve(): file
+        # Of a link that leads to itself this is the link.
+        os.path.realpath(file): file
         for path in paths
         for file in (_json_files(path) if path.is_dir() else [path])
-        if file == path or file.is_file()
     }
     others = []
     for file in sorted(files.values()):
@@ -142,33 +110,31 @@ def find(paths: Sequence[Path]) -> Iterator[tuple[Path, FullResults]]:
 
 
 def _json_files(folder: Path) -> Iterator[Path]:
-    yield from folder.rglob("*.json")
-    yield from folder.rglob("*.json.gz")
+    def note(error: OSError) -> None:
+        notice(f"left out: {_line(str(error.filename))} cannot be read: {error.strerror}")
+
+    for path, _, names in os.walk(folder, onerror=note):
+        for file in (Path(path, name) for name in names if name.endswith((".json", ".json.gz"))):
+            if file.is_file() or file.name.endswith(FULL_SUFFIXES):
+                yield file
 
 
 def _finite(text: str) -> float | None:
     value = float(text)
-    return value if math.isfinite(value) else None
+    return value if abs(value) < _MAX_NUMBER else None
 
 
-def _check_figures(full: FullResults) -> None:
-    """Raises ValidationError for a figure that is no number."""
-    names = full["run_meta"]["score_names"]
-    for summary in full["ctx_summaries"]:
-        for key, value in summary.items():
-            if key.endswith("_ci95"):
-                _INTERVAL.validate_python(value, strict=True)
-            elif key in names or key.endswith(
-                ("_p50", "_p95", "_gb", "_pct", "_floor", outcomes.AS_0)
-            ):
-                _NUMBER.validate_python(value, strict=True)
-    for row in full["rows"]:
-        for key, value in row.items():
-            if key.endswith(("_ms", "_gb")) or key in ("latency_ms_total", "ms_per_token_decode"):
-                _NUMBER.validate_python(value, strict=True)
-        for sample in row["samples"]:
-            for name in names:
-                _NUMBER.validate_python(sample.get(name), strict=True)
+def _whole(text: str) -> int | None:
+    value = int(text)
+    return value if abs(value) < _MAX_NUMBER else None
+
+
+def _check_depth(value: Any, depth: int) -> None:
+    if not depth:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, depth - 1)
 
 
 def _clean(value: Any) -> Any:

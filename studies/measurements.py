@@ -53,7 +53,7 @@ class Point:
     @property
     def batch(self) -> int:
         """Prompts in one request."""
-        return int(self.setting("BATCH_SIZE"))
+        return int(self.setting("BATCH_SIZE") or 1)
 
     @property
     def method(self) -> str:

@@ -36,7 +36,7 @@ def held(path):
     pool = set()
     for file in files:
         if file.name.endswith(saved.FULL_SUFFIXES):
-            full = json.loads(saved.text_of(file))
+            full = json.loads(saved.content_of(file))
             answers = Counter(s["prediction"] for row in full["rows"] for s in row["samples"])
             pool |= set(answers.values())
             variables = full["run_meta"]["variables"]

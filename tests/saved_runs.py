@@ -58,3 +58,28 @@ def write(folder, **runs):
         paths.append(folder / f"{name}_full.json")
         paths[-1].write_text(json.dumps(run))
     return paths
+
+
+def journal_meta(**changes):
+    """The meta data that a journal of such a run begins with."""
+    return full_results([0.5])["run_meta"] | {
+        "run_id": "run", "fingerprint": "f", "n_samples": 9, **changes
+    }  # fmt: skip
+
+
+def journal_row(number, **changes):
+    """The row of a request of one sample, as `RunFiles` keeps it."""
+    (row,) = full_results([0.5])["rows"]
+    figures = (
+        *("prefill_ms", "compress_ms", "decode_ms", "ms_per_token", "tok_per_s"),
+        *("tok_per_s_decode", "peak_prefill_gb", "peak_decode_gb", "peak_reserved_gb"),
+    )
+    texts = ("kernel_prefill", "kernel_decode", "decode_mode", "prefill_mode")
+    row["samples"][0] |= {"evidence_kept": None, "answered": True}
+    return (
+        row
+        | {"first_sample": number, "batch_size": 1, "request": number}
+        | dict.fromkeys(figures, 1.0)
+        | dict.fromkeys(texts, "t")
+        | changes
+    )

@@ -6,10 +6,8 @@ from scipy.stats import beta
 
 from longctx import results, statistics
 from longctx.run_files import RunFiles
-
-
-def meta(fingerprint="f"):
-    return {"run_id": "run", "fingerprint": fingerprint}
+from tests.saved_runs import journal_meta as meta
+from tests.saved_runs import journal_row
 
 
 def test_a_row_is_on_disk_at_once_and_the_journal_goes_at_the_end(tmp_path):
@@ -37,7 +35,7 @@ def test_two_runs_in_one_second_have_two_names(tmp_path):
 def test_resume_finds_whole_rows_and_sets_a_torn_one_aside(tmp_path, tail):
     files = RunFiles.start(tmp_path, meta())
     for request in range(2):
-        files.add({"context_tokens": 8, "request": request, "text": "line\u2028separator \ud800"})
+        files.add(journal_row(request, text="line\u2028separator \ud800"))
     with open(files.journal, "a") as journal:
         journal.write(tail)
     assert RunFiles.unfinished(tmp_path, "other") is None
@@ -47,7 +45,7 @@ def test_resume_finds_whole_rows_and_sets_a_torn_one_aside(tmp_path, tail):
     assert [row["request"] for row in found.rows] == [0, 1]
     aside = found.journal.with_suffix(".corrupt")
     assert (aside.read_text() if tail else "") == tail
-    found.add({"context_tokens": 8, "request": 2})
+    found.add(journal_row(2))
     found.release()
     again = RunFiles.unfinished(tmp_path, "f")
     assert [row["request"] for row in again.rows] == [0, 1, 2]

@@ -5,6 +5,7 @@ has a row a run and context with every figure, `.md` the main ones as a Markdown
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -23,8 +24,11 @@ def write(paths: list[Path], output: Path, samples: int) -> None:
     if output.suffix not in _SUFFIXES:
         raise SettingError("-o", output, f"should end in one of {', '.join(_SUFFIXES)}")
     for path in paths:
-        if not path.exists():
+        # Of a link that leads to itself, too.
+        if not os.path.lexists(path):
             raise SettingError("path", path, "there is no such file or folder")
+    if output.exists() and not output.is_file():
+        raise SettingError("-o", output, "is there, and no file")
     runs = list(saved.find(paths))
     if not runs:
         names = " ".join(map(str, paths))

@@ -1,0 +1,67 @@
+"""Journals as they are found, left by killed processes and full disks: all is checked here."""
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from longctx import saved
+from longctx.results import write_whole
+from longctx.saved_schema import UnusableFileError
+
+SUFFIX = "_rows.jsonl"
+
+_OF_FURTHER_PROCESS = re.compile(r"_rank\d+$")
+
+
+def newest_first(logdir: Path) -> list[Path]:
+    """The journals of first processes; no links, pipes and folders of such a name."""
+    found = []
+    for path in logdir.glob(f"*{SUFFIX}"):
+        if _OF_FURTHER_PROCESS.search(path.name.removesuffix(SUFFIX)):
+            continue
+        try:
+            status = path.lstat()
+        except FileNotFoundError:  # its run has just ended
+            continue
+        if stat.S_ISREG(status.st_mode):
+            found.append((status.st_mtime, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def lines(path: Path) -> list[bytes]:
+    """A journal's lines. Raises UnusableFileError."""
+    return saved.content_of(path).splitlines(keepends=True)
+
+
+def entry(line: bytes) -> dict[str, Any] | None:
+    """The line's object; None of a line that was cut off or overwritten."""
+    try:
+        value = saved.parsed(line)
+    except UnusableFileError:
+        return None
+    return value if isinstance(value, dict) and line.endswith(b"\n") else None
+
+
+def meta(path: Path) -> dict[str, Any] | None:
+    """The meta data that a journal begins with; None where that is damaged.
+
+    Raises UnusableFileError.
+    """
+    first = next(iter(lines(path)), b"")
+    found = (entry(first) or {}).get("run_meta")
+    is_known = isinstance(found, dict) and all(
+        isinstance(found.get(name), str) for name in ("run_id", "fingerprint")
+    )
+    return found if is_known else None
+
+
+def set_aside(path: Path, damaged: list[bytes]) -> Path:
+    """Keep lines that are no part of a journal in a file beside it; returns its path."""
+    aside, number = path.with_suffix(".corrupt"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_suffix(f".corrupt-{number}")
+    write_whole(aside, b"".join(damaged))
+    return aside
