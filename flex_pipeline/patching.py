@@ -163,7 +163,8 @@ def _attend(
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output, _ = flex.attend_under(query, key, value, attention_mask, scaling)
-    return output, None
+    # As transformers' own functions return it: some models only take another view of it.
+    return output.contiguous(), None
 
 
 def _mask(

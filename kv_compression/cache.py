@@ -24,9 +24,13 @@ from kv_compression.storage import KeyValue
 class PrunedCache(DynamicCache):
     """A cache of `num_layers` PrunedLayers, to be used with `attention.use_attention`.
 
-    Arguments are those of PrunedLayer; layers in `pruning.skip_layers` store everything. Raises
-    ValueError when `skip_layers` names a layer that does not exist, and for `prune_every` together
-    with `kv_bits`.
+    newest: the layer that was written to last, or None.
+    prompt_lengths: for each row the tokens of its whole prompt, or None where that is not known.
+    answer_tokens: how many came after it in each row; counted for rotations that depend on the
+        length (see `rope_length`).
+    The other arguments are those of PrunedLayer; layers in `pruning.skip_layers` store everything.
+    Raises ValueError when `skip_layers` names a layer that does not exist, and for `prune_every`
+    together with `kv_bits`.
     """
 
     layers: list[PrunedLayer]  # type: ignore[assignment]
@@ -39,6 +43,7 @@ class PrunedCache(DynamicCache):
         reserve_tokens: int = 0,
         stopwatch: Stopwatch | None = None,
         kv_bits: int | None = None,
+        prompt_lengths: list[int] | None = None,
     ):
         if kv_bits is not None and pruning is not None and pruning.prune_every is not None:
             raise ValueError("a quantized cache is not pruned again: prune_every excludes kv_bits")
@@ -55,6 +60,29 @@ class PrunedCache(DynamicCache):
             for layer_idx in range(num_layers)
         ]
         Cache.__init__(self, layers=layers)  # type: ignore[arg-type]
+        self.newest: PrunedLayer | None = None
+        self.prompt_lengths = prompt_lengths
+        self.answer_tokens = 0
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> KeyValue:
+        """Append tokens to a layer; returns what it now stores (see `PrunedLayer.update`)."""
+        self.newest = self.layers[layer_idx]
+        return self.newest.update(key_states, value_states)
+
+    def hide(self, rows: Sequence[int]) -> None:
+        """Let the tokens to come see nothing of what these rows of the batch store."""
+        for layer in self.layers:
+            starts = list(layer.starts or (0,) * layer.keys.shape[0])
+            for row in rows:
+                starts[row] = layer.stored_tokens
+            layer.starts = leading(starts)
 
     def expect(self, padding: Sequence[int]) -> None:
         """Say how many padding tokens stand before each row's tokens in the next forward."""

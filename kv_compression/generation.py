@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kv_compression import decode_graph, layered
+from kv_compression import decode_graph, layered, rope_length
 from kv_compression.attention import Backend, refuse_window, use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.last_layer import last_token_alone
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
 from kv_compression.mlp import ROWS, mlp_in_row_chunks
-from kv_compression.prompt_chunks import prompt_chunks
+from kv_compression.prompt_chunks import prompt_chunks, prompt_lengths
 from kv_compression.pruning import Pruning
 from kv_compression.selection import leading
 
@@ -83,6 +83,12 @@ def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
     highest, next_token = logits.max(dim=-1)  # a NaN is above everything
     # One transfer for both: each waits for the device.
     return next_token, torch.stack([next_token, highest.isnan()], dim=1).tolist()
+
+
+def _check_prefill(model: PreTrainedModel, prefill_chunk: int | None) -> None:
+    """Raises ValueError for a prefill one layer at a time that `model` cannot have."""
+    if prefill_chunk is not None and (obstacle := layered.obstacle(model)):
+        raise ValueError(f"no prefill one layer at a time: {obstacle}")
 
 
 def _check_request(
@@ -185,8 +191,7 @@ def generate(
     model or the backend cannot meet; FloatingPointError for logits that are NaN.
     """
     _check_request(graphs, input_ids.shape, max_new_tokens, backend, pruning, kv_bits)
-    if prefill_chunk is not None and (obstacle := layered.obstacle(model)):
-        raise ValueError(f"no prefill one layer at a time: {obstacle}")
+    _check_prefill(model, prefill_chunk)
     device = next(model.get_input_embeddings().parameters()).device
     devices = {parameter.device for parameter in model.parameters()}
     chunks = prompt_chunks(input_ids.to(device), attention_mask, question_tokens)
@@ -198,6 +203,7 @@ def generate(
         reserve_tokens=sum(tokens.shape[1] for tokens, _ in chunks[1:]) + max_new_tokens - 1,
         stopwatch=stopwatch,
         kv_bits=kv_bits,
+        prompt_lengths=prompt_lengths(chunks),
     )
     seen_tokens = torch.zeros(len(input_ids), 1, dtype=torch.long, device=device)
 
@@ -248,7 +254,7 @@ def generate(
         memory.restart()
 
         decode_began = time.perf_counter()
-        steps = _eager_steps(step, next_token)
+        steps = _eager_steps(rope_length.lengthening(model, cache, step), next_token)
         if graphs is not None:
             steps = graphs.steps(cache.layers, next_token, seen_tokens, max_new_tokens - 1)
         answers = _answers(steps, first_tokens, max_new_tokens, stop_tokens)

@@ -27,6 +27,8 @@ class PrunedLayer(DynamicLayer):
     chunk_padding: set it before an `update` whose tokens are padded on the left: for each row the
         number of padding tokens before its new tokens.
     last_query_alone: only the last query's output of attention is read.
+    read_starts, reader: the `starts` of what the last `update` returned, and the `id` of the module
+        that has attended to it, or None.
     stopwatch: where the time spent on pruning and quantizing is added up.
     kv_bits: 8 or 4 quantizes what is left of the prompt; None for floats.
     """
@@ -52,10 +54,13 @@ class PrunedLayer(DynamicLayer):
         self.seen_tokens = 0
         self.chunk_padding: tuple[int, ...] | None = None
         self.last_query_alone = False
+        self.read_starts = starts
+        self.reader: int | None = None
         self.prompt_tokens: int | None = None
         self.storage: Storage | None = None
         self._prompt: Storage | None = None  # where a prompt in chunks is being written
         self._coming = 0  # tokens of the prompt that are not written yet
+        self._settled = False  # since the last update
         self._lengths: list[int] = []  # of each row, in tokens seen
         self._prompt_lengths: list[int] = []
         self._pruned_at: list[int] = []  # each row's tokens seen when it was last pruned
@@ -92,6 +97,7 @@ class PrunedLayer(DynamicLayer):
         lengths = zip(self._lengths, padding, strict=True)
         self._lengths = [length + new_tokens - before_it for length, before_it in lengths]
         self.seen_tokens += new_tokens
+        self.read_starts, self.reader, self._settled = self.starts, None, False
         return self.keys, self.values
 
     def _begin(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -122,9 +128,14 @@ class PrunedLayer(DynamicLayer):
     ) -> None:
         """Prune what is due; call it when attention has read what the last `update` returned.
 
+        A layer that attends to it again may do so: it is not changed, and nothing is due then.
+
         queries (B, Hq, Q, D) of the last update's tokens, scaling and rotary are attention's own,
         for methods that score by them.
         """
+        if self._settled:
+            return
+        self._settled = True
         is_prefill = self.storage is None
         if queries is not None and self.pruning is not None:
             self._note(queries, self.pruning, is_prefill)

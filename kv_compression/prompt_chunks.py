@@ -59,3 +59,9 @@ def prompt_chunks(
     if question_tokens is None:
         return [(input_ids, starts)]
     return split_questions(input_ids, starts, question_tokens)
+
+
+def prompt_lengths(chunks: Sequence[tuple[torch.Tensor, Sequence[int]]]) -> list[int]:
+    """Tokens of each row's prompt, of what `prompt_chunks` returns."""
+    per_chunk = [[tokens.shape[1] - before for before in padding] for tokens, padding in chunks]
+    return [sum(lengths) for lengths in zip(*per_chunk, strict=True)]

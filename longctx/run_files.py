@@ -145,8 +145,9 @@ class RunFiles:
                 continue
             if full["run_meta"].get("fingerprint") != fingerprint:
                 continue
-            is_failed = outcomes.has_failed(full["summary"])
-            if failures := outcomes.failures(full["summary"]):
+            summary = full.get("summary", {})
+            is_failed = outcomes.has_failed(summary)
+            if failures := outcomes.failures(summary):
                 notice(f"{path.name}: {failures}{'; run again' if is_failed else ''}")
             if not is_failed:
                 return path

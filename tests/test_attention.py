@@ -1,5 +1,6 @@
 """Every backend against float64: prefill, chunks, single queries, padding, grouped heads."""
 
+import functools
 import sys
 import types
 
@@ -145,3 +146,19 @@ def test_flash2_uses_the_package_where_it_is_installed(monkeypatch):
     error, allowed, kernel = worst_error("flash2", shape, torch.float32, "cpu", seed=0)
     assert kernel == "flash-attn 2.8.3"
     assert error < allowed
+
+
+def test_flex_compiles_any_number_of_masks_in_one_process(monkeypatch):
+    """Torch would end the process at the 8th, and at the 256th of all."""
+    flex = attention.backend("flex")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    flex._function.cache_clear()
+    limits = {"recompile_limit": 1, "accumulated_recompile_limit": 1}
+    query = torch.randn(1, 2, 3, 16)
+    try:
+        with torch._dynamo.config.patch(limits):
+            for starts in (None, (1,)):
+                block_mask = Layout(starts, 3, 3, query.device).block_mask
+                flex._function(compiled=True)(query, query, query, block_mask=block_mask)
+    finally:
+        flex._function.cache_clear()

@@ -23,7 +23,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from flex_pipeline import patching
 from flex_pipeline.patching import enable_flex_attention_dense_causal
+from kv_compression.layout import Layout
 from tests.models import CONFIGS, batch, tiny
 from tests.reference import tolerance
 
@@ -120,6 +122,15 @@ def test_padding_anywhere_and_chunks(data):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+def test_what_attention_returns_is_contiguous():
+    """As of transformers' own functions: some models take a view of it."""
+    query, key, value = torch.randn(1, 4, 9, 16), *torch.randn(2, 1, 2, 9, 16)
+    mask = Layout(None, 9, 9, query.device).block_mask
+    output, _ = patching._attend(torch.nn.Module(), query, key, value, mask)
+    assert output.shape == (1, 9, 4, 16)
+    assert output.is_contiguous()
+
+
 def test_a_static_cache_and_a_compiled_forward():
     model = tiny(layers=1)
     inputs = batch([37, 5, 131])

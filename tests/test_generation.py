@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kv_compression import attention
 from kv_compression.attention import backend_of
@@ -66,6 +66,43 @@ def test_a_pruned_row_is_the_same_in_a_batch_and_alone(heads, backend, questions
         question = None if questions is None else [questions[row]]
         single = generate(model, alone, question_tokens=question, **options)
         assert single.new_tokens[0] == together.new_tokens[row]
+
+
+ODD_LAYERS = {
+    "diffllama": {},  # attends twice
+    "hrm_text": {},  # a module writes to several layers of the cache
+    "jetmoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 16},  # takes views
+}
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("kind", ODD_LAYERS)
+def test_layers_that_attend_in_ways_of_their_own(kind, backend):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        pad_token_id=0,
+        eos_token_id=None,
+        initializer_range=0.2,
+        **ODD_LAYERS[kind],
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    input_ids, mask = batch([40, 23], seed=2)
+    options = {"backend": backend, "max_new_tokens": 6}
+    whole = generate(model, input_ids, mask, **options)
+    assert whole.new_tokens == reference_tokens(model, input_ids, mask, new_tokens=6)
+    pruning = Pruning(L2(), 0.5, prune_after=0)
+    together = generate(model, input_ids, mask, pruning=pruning, **options)
+    assert set(together.stored_tokens) == {20}
+    alone = generate(model, input_ids[1:, 17:], pruning=pruning, **options)
+    assert alone.new_tokens[0] == together.new_tokens[1]
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)

@@ -1,7 +1,6 @@
 """Every method: what it keeps, by definition and in a batch as alone."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -12,12 +11,12 @@ from kv_compression import methods
 from kv_compression.generation import generate
 from kv_compression.methods import StoredLayer, expected_attention, method_class
 from kv_compression.pruning import Pruning
-from kv_compression.rotary import Rotary
-from tests.models import CONFIGS, batch, tiny
+from kv_compression.rotary import rotations
+from tests.models import batch, tiny
 from tests.reference import tolerance
 
 SCALING = 0.25
-ROTARY = Rotary.of(tiny(head_dim=8))
+ROTARY = next(iter(rotations(tiny(head_dim=8)).values()))
 
 
 def layer_of(stored, rows=1, starts=None, heads=2, query_heads=4, head_dim=8, seed=0, layer_idx=1):
@@ -161,30 +160,6 @@ def test_expected_attention_by_definition(terms, monkeypatch):
         expected = torch.stack(attention_weights).mean(0) * values[sinks:].norm(dim=-1)
         assert (scores[0, head, sinks:] - expected).abs().max() < allowed(expected, layer)
         assert (scores[0, head, :sinks] > scores[0, head, sinks:].max()).all()
-
-
-@pytest.mark.parametrize("architecture", CONFIGS)
-def test_the_rotation_that_is_undone_is_the_models(architecture):
-    model = tiny(architecture)
-    rotary = Rotary.of(model)
-    states = torch.randn(2, 4, 5, 16, generator=torch.Generator().manual_seed(0))
-    positions = torch.tensor([[0, 1, 2, 3, 4], [7, 8, 9, 100, 101]])
-    cos, sin = rotary.angles(states, positions)
-    rotated = rotary.rotate(states, cos, sin)
-    theirs = sys.modules[type(model).__module__].apply_rotary_pos_emb(states, states, cos, sin)[0]
-    assert torch.equal(rotated, theirs)
-    assert (rotary.undo(rotated, positions) - states).abs().max() < tolerance(states, 4)
-
-
-def test_a_rotation_that_also_scales_is_undone():
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0}
-    model = tiny(rope_parameters=yarn | {"original_max_position_embeddings": 64})
-    rotary = Rotary.of(model)
-    states, positions = torch.randn(1, 2, 3, 16), torch.tensor([[5, 6, 7]])
-    cos, sin = rotary.angles(states, positions)
-    assert cos[0, 0].square().max() + sin[0, 0].square().min() != 1
-    rotated = rotary.rotate(states, cos, sin)
-    assert (rotary.undo(rotated, positions) - states).abs().max() < tolerance(states, 4)
 
 
 def test_methods_that_score_by_attention_say_what_they_need():

@@ -8,20 +8,22 @@ layer where each row's tokens begin, and that, with causality counted from the e
 mask. `use_attention` puts a backend and a cache in place for the duration of a block.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from kv_compression import plugins
+from kv_compression import methods, plugins
 from kv_compression.cache import PrunedCache
+from kv_compression.interface import attention_function
 from kv_compression.layer import PrunedLayer
 from kv_compression.layout import Layout
-from kv_compression.rotary import Rotary
+from kv_compression.rope_length import each_row_by_its_length
+from kv_compression.rotary import Rotary, rotations
 
 # Transformers gives special meanings to names that hold "flash" or "/".
 _REGISTERED_NAME = "kv_compression"
@@ -85,10 +87,24 @@ class _Active:
 
     backend: Backend
     cache: PrunedCache
-    rotary: Rotary | None
+    rotations: dict[int, Rotary | None]  # by the id of the attention module
     kernels: dict[str, set[str]]
     current: dict[tuple[int, ...] | None, Layout] = field(default_factory=dict)
     layouts: dict[Layout, Layout] = field(default_factory=dict)
+
+    def layer_of(self, module: torch.nn.Module) -> PrunedLayer:
+        """The cache's layer that `module` attends to: the one that was written to last.
+
+        Raises NotImplementedError where another module has done so, and pruning changed it since.
+        """
+        layer = self.cache.newest
+        assert layer is not None
+        layer.reader = layer.reader or id(module)
+        if layer.reader != id(module) and any(other.pruning for other in self.cache.layers):
+            raise NotImplementedError(
+                f"{type(module).__name__} reads the keys of another layer: no pruning"
+            )
+        return layer
 
     def attend(
         self,
@@ -110,20 +126,22 @@ class _Active:
         layout = self._layout(layer, query, key)
         output, kernel = self.backend.attend(query, key, value, layout, scaling)
         self.kernels["prefill" if query.shape[2] > 1 else "decode"].add(kernel)
-        return output
+        # As transformers' own functions return it: some models only take another view of it.
+        return output.contiguous()
 
     def _layout(self, layer: PrunedLayer, query: torch.Tensor, key: torch.Tensor) -> Layout:
         """The layer's layout, shared by all layers that have the same one."""
-        wanted = Layout(layer.starts, query.shape[2], key.shape[2], query.device)
-        before = self.current.get(layer.starts)
+        starts = layer.read_starts
+        wanted = Layout(starts, query.shape[2], key.shape[2], query.device)
+        before = self.current.get(starts)
         if before != wanted:
             if before is not None:
                 # Of all pairs, so too large to keep for the next layer's chunks.
                 before.drop_mask()
             if len(self.layouts) >= _MOST_LAYOUTS:
                 self.layouts.clear()
-            self.current[layer.starts] = self.layouts.setdefault(wanted, wanted)
-        return self.current[layer.starts]
+            self.current[starts] = self.layouts.setdefault(wanted, wanted)
+        return self.current[starts]
 
 
 _ACTIVE: ContextVar[_Active | None] = ContextVar("active attention", default=None)
@@ -137,44 +155,26 @@ def use_attention(
 
     Yields the kernels that ran, a set under "prefill" (more than one query token) and one under
     "decode". The model's own attention implementation is put back at the end. Raises ValueError
-    when the backend cannot run on the model's device and dtype, or when the model does not take
-    its attention from transformers' AttentionInterface.
+    when the backend cannot run on the model's device and dtype, when the model does not take its
+    attention from transformers' AttentionInterface, and for what `rope_length.obstacle` and
+    `methods.obstacle` have against the model and the cache's pruning.
     """
     chosen = backend(chosen) if isinstance(chosen, str) else chosen
     chosen.check(model.device.type, model.dtype)
-    active = _Active(chosen, cache, Rotary.of(model), kernels={"prefill": set(), "decode": set()})
-    with attention_function(model, _REGISTERED_NAME, _forward):
+    pruning = next((layer.pruning for layer in cache.layers if layer.pruning), None)
+    if pruning and (problem := methods.obstacle(pruning.method, model)):
+        raise ValueError(problem)
+    kernels: dict[str, set[str]] = {"prefill": set(), "decode": set()}
+    active = _Active(chosen, cache, rotations(model), kernels)
+    with (
+        each_row_by_its_length(model, cache),
+        attention_function(model, _REGISTERED_NAME, _forward),
+    ):
         token = _ACTIVE.set(active)
         try:
             yield active.kernels
         finally:
             _ACTIVE.reset(token)
-
-
-@contextmanager
-def attention_function(
-    model: PreTrainedModel, name: str, function: Callable[..., Any]
-) -> Iterator[None]:
-    """Let `model` attend through `function`, registered as `name`, in the block.
-
-    Raises ValueError when the model does not take its attention from transformers'
-    AttentionInterface.
-    """
-    AttentionInterface.register(name, function)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        if model.config._attn_implementation != name:
-            raise ValueError(f"{type(model).__name__} does not let its attention be chosen")
-        yield
-    finally:
-        model.set_attn_implementation(before)
-        # What is registered lives as long as the process, and `function` may hold a model.
-        AttentionInterface.register(name, _outside)
-
-
-def _outside(*_: Any, **__: Any) -> Any:
-    raise RuntimeError("call the model inside `use_attention`, or choose another attention")
 
 
 def _forward(
@@ -190,17 +190,21 @@ def _forward(
     active = _ACTIVE.get()
     if active is None or attention_mask is not None:
         raise RuntimeError("call the model inside `use_attention`, without an attention mask")
-    layer = active.cache.layers[module.layer_idx]  # type: ignore[index]
-    assert isinstance(layer, PrunedLayer)
-    _refuse_unsupported(layer, kwargs)
+    layer = active.layer_of(module)
+    _refuse_unsupported(module, layer, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = active.attend(layer, query, key, value, scaling)
-    layer.settle(query, scaling, active.rotary)
+    layer.settle(query, scaling, active.rotations.get(id(module)))
     return output, None
 
 
-def _refuse_unsupported(layer: PrunedLayer, kwargs: dict[str, Any]) -> None:
+def _refuse_unsupported(
+    module: torch.nn.Module, layer: PrunedLayer, kwargs: dict[str, Any]
+) -> None:
     """Raises NotImplementedError for what a layer asks of its attention that no backend does."""
+    is_causal = kwargs.get("is_causal")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise NotImplementedError("the model attends both ways; only causal models are supported")
     refuse_window(kwargs.get("sliding_window"), layer.seen_tokens)
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:

@@ -1,5 +1,6 @@
 """flex: FlexAttention (arXiv 2412.05496), compiled on CUDA, as written elsewhere."""
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -9,8 +10,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from kv_compression.layout import Layout
 
-# Prefill, chunk and decode, padded or not, of some dtypes and head counts: more than torch's 8.
-_RECOMPILE_LIMIT = 64
+# Each mask, dtype and shape of heads is compiled for itself, and a process may meet any number of
+# them. Torch's limits, 8 for a function and 256 for all its versions, would end it with an error.
+_NO_LIMIT = sys.maxsize
 
 
 def check(device_type: str, dtype: torch.dtype) -> None:
@@ -22,9 +24,8 @@ def _function(compiled: bool) -> Callable[..., Any]:
     if not compiled:
         function: Callable[..., Any] = flex_attention
         return function
-    torch._dynamo.config.recompile_limit = max(
-        torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT
-    )
+    torch._dynamo.config.recompile_limit = _NO_LIMIT
+    torch._dynamo.config.accumulated_recompile_limit = _NO_LIMIT
     # A full graph or an error: torch would go on with the unfused function and say nothing of it.
     # Dynamic from the start, so that a second prompt length is no second compilation, which would
     # fall into a counted request.

@@ -14,16 +14,13 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from kv_compression import out_of_memory
+from kv_compression import out_of_memory, rope_length
 from kv_compression.attention import Backend
 from kv_compression.layer import PrunedLayer
 from kv_compression.pruning import Pruning
 
 if TYPE_CHECKING:
     from kv_compression.decode_graph.step import DecodeStep
-
-# Their rotation depends on the length by a look at the positions from the host.
-_HOST_ROPE_TYPES = ("dynamic", "longrope")
 
 
 class CannotBeCapturedError(ValueError):
@@ -130,9 +127,8 @@ def _obstacle_of_shape(model: PreTrainedModel, batch: int) -> str | None:
     head_dim = head_dim or config.hidden_size // config.num_attention_heads
     if head_dim % 16 or getattr(config, "v_head_dim", head_dim) != head_dim:
         return "its kernel needs heads of a multiple of 16 channels"
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    if rope_type in _HOST_ROPE_TYPES:
-        return f"{rope_type} rotary positions are looked at by the host"
+    if rope_type := rope_length.kind(config):
+        return f"the host chooses the frequencies of {rope_type} rotary positions at every step"
     if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
         from kv_compression.decode_graph.fused_layer import FusedLayer
 

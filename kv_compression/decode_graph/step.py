@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kv_compression.attention import attention_function
 from kv_compression.decode_graph.attention import attend
 from kv_compression.decode_graph.fused_layer import FusedLayer
 from kv_compression.decode_graph.linear import MOST_ROWS, linear
 from kv_compression.decode_graph.table import LayerTable
 from kv_compression.decode_graph.weights import Weight
 from kv_compression.forwards import replaced_forwards
+from kv_compression.interface import attention_function
 from kv_compression.layer import PrunedLayer
 
 _REGISTERED_NAME = "kv_compression_step"

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
+from transformers import PreTrainedModel
 
-from kv_compression import plugins
+from kv_compression import plugins, rotary
 from kv_compression.rotary import Rotary
 
 
@@ -26,7 +27,7 @@ class StoredLayer:
         compressed that was made elsewhere.
     query_positions: (B, Q) int64, negative for padding.
     scaling: what attention multiplies its scores by.
-    rotary: the model's rotation; None when it is not known.
+    rotary: the layer's rotation; None when it is not known.
     """
 
     keys: torch.Tensor
@@ -93,7 +94,8 @@ class PruningMethod(Protocol):
         """How many of the last queries `score` needs.
 
         A method that wants all of a prompt's says `all_prompt_queries = True` besides; this is then
-        how many it gets while decoding.
+        how many it gets while decoding. One that undoes the rotation of queries says
+        `needs_rotation = True`.
         """
         ...
 
@@ -106,6 +108,17 @@ def prompt_queries(method: PruningMethod, tokens: int) -> int:
     """How many of the last queries of a prompt of `tokens` the method scores by."""
     wants_all = getattr(method, "all_prompt_queries", False)
     return tokens if wants_all else min(method.query_window, tokens)
+
+
+def obstacle(method: PruningMethod, model: PreTrainedModel) -> str | None:
+    """Why `method` cannot prune a cache of `model`, in a few words; None where it can.
+
+    Raises ValueError when the model does not let its attention be chosen.
+    """
+    if not getattr(method, "needs_rotation", False) or not (problem := rotary.obstacle(model)):
+        return None
+    name = type(method).__module__.rpartition(".")[2]
+    return f"{name} undoes rotary positions, and {problem}"
 
 
 def names() -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class Method:
         metadata={"env": "EXPECTED_SINKS", "help": "first tokens that always stay"},
     )
 
-    all_prompt_queries = True
+    all_prompt_queries = needs_rotation = True
     # Enough for a mean and a covariance, where a prompt's queries are gone.
     query_window = 256
 
@@ -60,7 +60,7 @@ class Method:
         """Mean, (B, G, D), and covariance, (B, G, D, D), of the queries to come of a group."""
         queries, positions = layer.last_queries()
         if layer.rotary is None:
-            raise ValueError("expected_attention needs a model with rotary positions")
+            raise ValueError("expected_attention needs the rotation of the model's layers")
         queries = queries.float()
         counted = ~self._is_sink(positions)[:, None, :, None]
         queries = layer.rotary.undo(queries, positions.clamp(min=0)) * counted
