@@ -94,7 +94,7 @@ _SENTENCE = re.compile(
             rf"(?:(?:i|we) )?(?:can|could) not {_ADVERBS}{_FIND}{_TO_SAY}",
             rf"(?:(?:i|we) (?:am|are|was|were) )?(?:unable|not able) to {_ADVERBS}{_FIND}{_TO_SAY}",
             r"(?:i|we) (?:am|are) (?:not (?:entirely |quite )?(?:sure|certain)|unsure|uncertain)"
-            rf"{_REST}",
+            rf"(?: (?:of|about|based on|{_ASKED})\b.*)?",
             rf"(?:i|we) (?:would |will )?need more (?:information|context|details){_REST}",
             r"i am an? (?:ai|language|large language)\b.*",
             # It cannot be determined (from the text). It is impossible to say.

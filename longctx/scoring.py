@@ -92,7 +92,8 @@ def floors(task: Task, rows: Sequence[dict[str, Any]], seed: int) -> dict[str, f
     predictions, references = [one for one, _ in pairs], [other for _, other in pairs]
     scores = task.score(predictions, references) if pairs else []
     found = {
-        name: [s[name] for s in scores if s.get(name) is not None] for name in task.score_names
+        name: [value for s in scores if (value := s.get(name)) is not None]
+        for name in task.score_names
     }
     return {f"{name}_floor": statistics.mean(mine) for name, mine in found.items()}
 

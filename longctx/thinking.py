@@ -67,7 +67,9 @@ def texts_of(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[Sequence[i
 
     def decode(tokens: Sequence[int]) -> str:
         return str(
-            tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            tokenizer.decode(
+                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         )
 
     texts = []

@@ -134,6 +134,7 @@ ANSWERS = [
     "The information was given to the police",
     "Sorry",
     "Not guilty",
+    "I am not sure I can keep a library",
     "He is not named in the will",
     "Insane",
     "the passage to India",

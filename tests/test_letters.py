@@ -151,11 +151,19 @@ def test_letters(text, letter):
         ("It says that it was a dog and a cat.", "D"),
         ("A. A cat", "A"),
         ("A. A dog", ""),
+        ("A dog\nIt barks", "B"),
         ("dog", ""),
     ],
 )
 def test_choices_in_words(text, letter):
     assert letter_of(text, ANIMALS, prompt_is_raw=False) == letter
+
+
+def test_a_choice_of_three_words_or_more_is_found_in_a_sentence():
+    choices = {"A": "big red dogs", "B": "big red dogs and cats", "C": "red dogs", "D": "x y"}
+    assert letter_of("It was said that big red dogs bark.", choices, False) == "A"
+    assert letter_of("It was said that big red dogs and cats sleep.", choices, False) == "B"
+    assert letter_of("It was said that old red dogs bark.", choices, False) == ""
 
 
 def test_choices_of_equal_words_are_not_told_apart():

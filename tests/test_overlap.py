@@ -85,6 +85,7 @@ def test_words_of_any_script(text, expected):
     [
         "Café Noël isn't naïve: à la carte", "U.S.A. 1,000 (50%)", "well-known _x_", "Łódź e\u0301",
         "ﬁne “quoted” text\t\n", "Straße 12a", "",
+        "5 \u212a in \u0130zmir",
     ],
 )  # fmt: skip
 def test_rouge_of_latin_letters_is_rouge_scores(text):

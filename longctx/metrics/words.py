@@ -46,7 +46,7 @@ def meteor_words(text: str) -> list[str]:
 
 def whole_words(text: str) -> list[str]:
     """Words of letters and digits, accents included; a number's own comma or point is left out."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", text)
     kept = (
         letter
         for place, letter in enumerate(text)
