@@ -1,6 +1,7 @@
 """What can be known to fail is found out before a model is loaded."""
 
 import os
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -58,12 +59,11 @@ def _check_device(device_map: str) -> None:
     """Raises SettingError for a place that is not here, or where nothing can run."""
     if device_map in (*PLACEMENTS, "cpu"):
         return
-    kind, _, number = device_map.partition(":")
-    if kind == "cuda" and (not number or number.isdecimal()):
+    if gpu := re.fullmatch(r"cuda(?::(\d+))?", device_map, re.ASCII):
         if not torch.cuda.is_available():
             raise SettingError("DEVICE_MAP", device_map, "there is no CUDA GPU here")
         count = torch.cuda.device_count()
-        if int(number or 0) >= count:
+        if int(gpu[1] or 0) >= count:
             raise SettingError("DEVICE_MAP", device_map, f"the GPUs here are cuda:0 to {count - 1}")
         return
     choices = ", ".join((*PLACEMENTS, "cpu", "cuda", "cuda:1"))
