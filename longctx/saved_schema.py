@@ -119,7 +119,7 @@ class _JournalRow(_Row):
 class _AnsweredRow(_JournalRow):
     """The row of a request that succeeded, whose figures are all there."""
 
-    samples: Annotated[list[_JournalSample], MinLen(1)]
+    samples: Annotated[list[_JournalSample], MinLen(1)]  # type: ignore[assignment]
     latency_ms_total: float
     ttft_ms: float
     document_ms: float | None
@@ -145,6 +145,10 @@ class _AnsweredRow(_JournalRow):
 
 _GROUPS = TypeAdapter(dict[str, dict[str, Any]])
 _ROW_NUMBERS = ("latency_ms_total", "ms_per_token", "ms_per_token_decode", "block_sparsity_pct")
+# Runs are compared by ratios of their medians, which a number below 0 could make 0.
+_COMPARED = frozenset(
+    ("ttft_ms", "ms_per_token_decode", "latency_ms_total", "kv_cache_gb", "peak_gpu_mem_gb")
+)
 _NUMBERS = ("_p50", "_p95", "_gb", "_pct", "_ms", "_mean", "_count", "_per_s", "_as_0", "_floor")
 
 
@@ -222,6 +226,8 @@ def _check_row(row: dict[str, Any], place: str, names: Sequence[str]) -> None:
     for key, value in row.items():
         if key.endswith(("_ms", "_gb", "_per_s")) or key in _ROW_NUMBERS:
             _check_number(value, place, key)
+        if key in _COMPARED and value is not None and value < 0:
+            raise _wrong(place, key, "no less than 0")
     for sample in row["samples"]:
         for name in names:
             _check_number(sample.get(name), place, name)

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import unicodedata
@@ -48,6 +49,7 @@ def test_ordinary_text_stays():
         ('{"trials": 3}', "is not full results of a run: run_meta: Field required"),
         (b"\xff\xfe\x00", "is not whole JSON"),
         (b"\x80abc", "is not whole JSON"),
+        ('{"a":' * 60 + "1" + "}" * 60, "nested more than 50 deep"),
     ],
 )
 def test_a_file_that_is_no_run_is_one_line(tmp_path, content, problem):
@@ -68,6 +70,18 @@ def test_a_file_that_is_no_run_is_one_line(tmp_path, content, problem):
         lambda run: run["ctx_summaries"][0].update(meteor_floor="0.1"),
         lambda run: run["ctx_summaries"][0].update(ttft_ms_p50=[1]),
         lambda run: run["rows"][0].update(ttft_ms={}),
+        lambda run: run["rows"][0].update(ms_per_token_decode=-5),
+        lambda run: run["rows"][0].update(success=None),
+        lambda run: run["rows"][0]["samples"][0].update(document_tokens=[]),
+        lambda run: run["run_meta"].update(groups=["type"]),
+        lambda run: run["run_meta"].update(groups=3),
+        lambda run: run["run_meta"].update(device={"name": {}}),
+        lambda run: run["run_meta"]["variables"].update(SKIP_LAYERS=[{}]),
+        lambda run: run["run_meta"]["variables"].update(KEEP_TOKENS="x"),
+        lambda run: run["ctx_summaries"][0].update(context_tokens=10**400),
+        lambda run: run["ctx_summaries"][0].update(x={"meteor_ci95": [1, 2, 3]}),
+        lambda run: run["ctx_summaries"][0].update(chance="x"),
+        lambda run: run["ctx_summaries"][0].update(em_told_from_chance="x"),
         lambda run: run["rows"][0]["samples"][0].update(meteor="high"),
         lambda run: run["rows"][0]["samples"][0].update(references="r"),
     ],
@@ -87,6 +101,31 @@ def test_what_is_not_a_number_is_not_measured(tmp_path):
     run = saved.read(path)
     assert run["rows"][0]["ttft_ms"] is run["rows"][0]["kv_cache_gb"] is None
     assert "Infinity" not in json.dumps(run)
+
+
+def test_huge_numbers_are_not_measured(tmp_path):
+    run = full_results([0.5], rows={"ttft_ms": 10**400, "kv_cache_gb": 1e300})
+    (path,) = write(tmp_path, a=run)
+    row = saved.read(path)["rows"][0]
+    assert row["ttft_ms"] is row["kv_cache_gb"] is None
+
+
+def test_files_without_end_are_left_out_by_name(tmp_path, monkeypatch, capsys):
+    (path,) = write(tmp_path, a=full_results([0.5]))
+    os.mkfifo(tmp_path / "b_full.json")
+    os.symlink("c_full.json", tmp_path / "c_full.json")
+    os.symlink("/dev/zero", tmp_path / "d_full.json")
+    monkeypatch.setattr(saved, "MAX_BYTES", 100_000)
+    (tmp_path / "e_full.json.gz").write_bytes(gzip.compress(b" " * 200_000))
+    assert [found for found, _ in saved.find([tmp_path])] == [path]
+    notes = capsys.readouterr().err
+    for name, problem in (
+        ("b_full.json", "is no file but a pipe"),
+        ("c_full.json", "cannot be read: Too many levels of symbolic links"),
+        ("d_full.json", "is no file but a pipe or the like"),
+        ("e_full.json.gz", "is larger than"),
+    ):
+        assert f"{name} {problem}" in notes
 
 
 def test_find_takes_what_is_there_and_names_the_rest_once(tmp_path, capsys):
