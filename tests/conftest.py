@@ -7,6 +7,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton, as transformers may: its interpreter runs the decode kernels.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from transformers import AutoTokenizer
 
 from longctx import builtin
@@ -15,10 +20,6 @@ from tests.models import tiny
 # A shell without job control starts what is in its background with Ctrl-C ignored, and the
 # processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-if not torch.cuda.is_available():
-    # Before anything imports Triton: its interpreter runs the decode kernels here.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_addoption(parser):

@@ -78,6 +78,8 @@ def test_what_was_interrupted_is_made_from_nothing(make):
     assert installs(again)
     assert not (make.folder / "an environment" / "half a package").exists()
     assert make() == ["-V"]
+    (make.folder / "an environment" / ".unfinished").touch()  # of packages for tests
+    assert "-m venv --clear an environment" in make()
 
 
 def test_an_environment_without_pip_is_made_again(make):
