@@ -130,7 +130,8 @@ def pays(points: Sequence[Point]) -> Iterator[Block]:
         figures = ("ms_per_token_decode", "latency_ms")
         rows.append([*names, *(pays_from(found, figure) for figure in figures)])
     title = (
-        "kv: the shortest length from which on every request of the run is faster than the full's"
+        "kv: the shortest length from which on every request of one run is faster than the full "
+        "cache's"
     )
     yield title, markdown(rows[0], rows[1:])
     title = "kv: new tokens after which faster decoding has made up for choosing what stays"
