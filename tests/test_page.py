@@ -10,7 +10,7 @@ import pytest
 
 from longctx.report import flat, page
 from longctx.report.__main__ import write as write_report
-from longctx.saved import FULL_SUFFIXES, text_of
+from longctx.saved import FULL_SUFFIXES, content_of
 from tests import browser
 from tests.saved_runs import full_results, write
 
@@ -128,7 +128,7 @@ def test_all_committed_logs_open_without_an_error(opened, tmp_path):
     chromium = opened([logs])
     # Packed runs, whose lines are kept in the full file alone, are shown as all others.
     files = [path for path in logs.rglob("*_full.json*") if path.name.endswith(FULL_SUFFIXES)]
-    rows = sum(len(json.loads(text_of(path))["ctx_summaries"]) for path in files)
+    rows = sum(len(json.loads(content_of(path))["ctx_summaries"]) for path in files)
     assert any(path.suffix == ".gz" for path in files)
     assert chromium.run('document.querySelectorAll("#table tbody tr").length') == rows
     assert chromium.run('document.querySelectorAll(".point").length') > 10
