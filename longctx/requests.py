@@ -10,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
-from kv_compression import out_of_memory, quantized
+from kv_compression import out_of_memory, quantized, rope_length
 from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.pruning import Pruning
@@ -82,6 +82,10 @@ class Requests:
     def _answer(self, batch: Batch) -> Generation:
         prompts = [prompt for _, prompt in batch]
         input_ids, attention_mask = left_padded(prompts)
+        for length in attention_mask.sum(dim=1).tolist():
+            new_tokens = self.settings.max_new_tokens
+            if problem := rope_length.obstacle_of_lengths(self.model, length, new_tokens):
+                raise ValueError(problem)
         if self.source.is_random:
             # The borrowed tokenizer may know more tokens than the shape has.
             input_ids = input_ids % self.source.config.vocab_size

@@ -156,7 +156,41 @@ def context_summary(
     summary["block_sparsity_pct"] = statistics.mean(sparsity)
     for choice in ("kernel_prefill", "kernel_decode", "decode_mode", "prefill_mode"):
         summary[choice] = "+".join(sorted({row[choice] for row in good} - {""}))
-    failures = outcomes.n_failures(summary) if has_quality else 0
+    summary |= quality_summary(
+        rows,
+        score_names,
+        groups=groups,
+        chance=chance,
+        seed=seed,
+        failures=outcomes.n_failures(summary) if has_quality else 0,
+    )
+    summary["n_failed"] = len(rows) - len(good)
+    summary["n_oom"] = sum(bool(row.get("oom")) for row in rows)
+    summary["prompt_tokens_mean"] = statistics.mean([s["prompt_tokens"] for s in samples])
+    summary["dropped_tokens_mean"] = statistics.mean([s["dropped_tokens"] for s in samples])
+    thoughts = [s["thought_tokens"] for s in samples if "thought_tokens" in s]
+    summary["thought_tokens_mean"] = statistics.mean(thoughts)
+    summary["n_truncated"] = sum(s["dropped_tokens"] > 0 for s in samples)
+    kept = [s["evidence_kept"] for s in samples if s["evidence_kept"] is not None]
+    summary["evidence_kept_pct"] = 100 * sum(kept) / len(kept) if kept else None
+    return summary
+
+
+def quality_summary(
+    rows: Sequence[Row],
+    score_names: Sequence[str],
+    *,
+    groups: Sequence[str],
+    chance: float | None,
+    seed: int,
+    failures: int,
+) -> Summary:
+    """What the rows of one context length say of quality.
+
+    failures: samples that have no answer and count as 0 in `{score}_failures_as_0`.
+    """
+    samples = [sample for row in rows if row["success"] for sample in row["samples"]]
+    summary: Summary = {}
     for name in score_names:
         summary |= _score(name, samples, seed)
         scores = [sample[name] for sample in samples if sample[name] is not None]
@@ -184,16 +218,14 @@ def context_summary(
     summary["total_count"] = len(samples)
     documents = [sample.get("document_id") for sample in samples]
     summary["n_documents"] = len(set(documents)) if documents and all(documents) else None
-    summary["n_failed"] = len(rows) - len(good)
-    summary["n_oom"] = sum(bool(row.get("oom")) for row in rows)
-    summary["prompt_tokens_mean"] = statistics.mean([s["prompt_tokens"] for s in samples])
-    summary["dropped_tokens_mean"] = statistics.mean([s["dropped_tokens"] for s in samples])
-    thoughts = [s["thought_tokens"] for s in samples if "thought_tokens" in s]
-    summary["thought_tokens_mean"] = statistics.mean(thoughts)
-    summary["n_truncated"] = sum(s["dropped_tokens"] > 0 for s in samples)
-    kept = [s["evidence_kept"] for s in samples if s["evidence_kept"] is not None]
-    summary["evidence_kept_pct"] = 100 * sum(kept) / len(kept) if kept else None
     return summary
+
+
+def quality_by_length(summaries: Sequence[Summary], score_names: Sequence[str]) -> Summary:
+    """Each figure of quality, by context length."""
+    as_0 = (name + outcomes.AS_0 for name in score_names)
+    names = (*score_names, *as_0, "answered_pct", "evidence_kept_pct")
+    return {name: {str(s["context_tokens"]): s.get(name) for s in summaries} for name in names}
 
 
 def _score(name: str, samples: Sequence[dict[str, Any]], seed: int) -> Summary:

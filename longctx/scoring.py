@@ -47,10 +47,7 @@ def scored_samples(
     scores: list[dict[str, float | None]] = [{} for _ in batch]
     references = [sample.references for sample, _ in batch]
     if has_quality:
-        scores = task.score(answers, references)
-    if has_quality and task.score_texts and not compared:
-        official = task.score_texts([thinking.answer(text) for text in seen], references)
-        scores = [mine | other for mine, other in zip(scores, official, strict=True)]
+        scores = all_scores(task, answers, None if compared else seen, references)
     return [
         {
             "sample_id": sample.sample_id,
@@ -73,6 +70,23 @@ def scored_samples(
             batch, result.new_tokens, answers, texts, seen, scores, log_probs, strict=True
         )
     ]
+
+
+def all_scores(
+    task: Task,
+    answers: Sequence[str],
+    texts: Sequence[str] | None,
+    references: Sequence[Sequence[str]],
+) -> list[dict[str, float | None]]:
+    """Scores by name of each sample.
+
+    texts: whole outputs, for official scripts that read these; None where nothing was generated.
+    """
+    scores = task.score(answers, references)
+    if task.score_texts is None or texts is None:
+        return scores
+    official = task.score_texts([thinking.answer(text) for text in texts], references)
+    return [mine | other for mine, other in zip(scores, official, strict=True)]
 
 
 def floors(task: Task, rows: Sequence[dict[str, Any]], seed: int) -> dict[str, float | None]:

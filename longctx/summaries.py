@@ -66,11 +66,6 @@ class Summaries:
 
     def of_run(self, rows: Sequence[Row], summaries: Sequence[Summary]) -> Summary:
         """The summary of all rows: counts, and quality by context length."""
-        as_0 = (name + outcomes.AS_0 for name in self.task.score_names)
-        quality = {
-            name: {str(s["context_tokens"]): s[name] for s in summaries}
-            for name in (*self.task.score_names, *as_0, "answered_pct", "evidence_kept_pct")
-        }
         return {
             "run_id": self.meta["run_id"],
             "n_requests": len(rows),
@@ -78,7 +73,7 @@ class Summaries:
             "n_oom": sum(bool(row.get("oom")) for row in rows),
             **{name: sum(s[name] for s in summaries) for name in outcomes.COUNTS},
             "weights_gb": self.weights_gb,
-            **quality,
+            **results.quality_by_length(summaries, self.task.score_names),
         }
 
     def note_untimed(self, summary: Summary) -> None:

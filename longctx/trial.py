@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from kv_compression import quantized
+from kv_compression import quantized, rope_length
 from kv_compression.attention import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
@@ -48,13 +48,15 @@ def check(settings: Settings, source: ModelSource, pruning: Pruning | None) -> N
         return  # all shapes are known to run
     longest = max(settings.contexts) + settings.max_new_tokens
     batch, scope, bits = settings.batch_size > 1, settings.kv_scope, settings.kv_quant
-    key = f"{source.config.to_json_string()} {pruning} {batch} {scope} {bits} {longest}"
+    lengths = settings.contexts, settings.max_new_tokens
+    key = f"{source.config.to_json_string()} {pruning} {batch} {scope} {bits} {lengths}"
     if key in _passed:
         return
     with _aside():
         model = _tiny_model(source.config, settings.trust_remote_code)
         if model is not None:
             _check_positions(settings, model, longest)
+            _check_rotation(settings, model)
             _check_attention(settings, model)
             _check_request(settings, model, pruning)
     _passed.add(key)
@@ -157,6 +159,19 @@ def _check_positions(settings: Settings, model: PreTrainedModel, longest: int) -
             f"{settings.model_id} has {positions} learned positions, fewer than {longest} "
             f"(CONTEXTS + MAX_NEW_TOKENS)",
         )
+
+
+def _check_rotation(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises SettingError where answers to full prompts would lose their text on the way."""
+    for length in settings.contexts:
+        problem = rope_length.obstacle_of_lengths(model, length, settings.max_new_tokens)
+        if problem:
+            raise SettingError(
+                "CONTEXTS",
+                length,
+                f"with MAX_NEW_TOKENS={settings.max_new_tokens}: {problem}; keep CONTEXTS + "
+                f"MAX_NEW_TOKENS below it, or CONTEXTS above",
+            )
 
 
 def _check_attention(settings: Settings, model: PreTrainedModel) -> None:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from longctx import outcomes, tables
 from studies import lines, measurements
-from studies.comparisons import SCORES
+from studies.comparisons import main_score
 from studies.lines import Line
 from studies.measurements import Point, grouped, of_sweep
 
@@ -37,7 +37,7 @@ _LABELS = {
     "compress_ms": "choosing what stays, ms",
     "kv_cache_gb": "KV cache of a batch, GB",
 }
-_SCORES = {"meteor": "METEOR", "f1": "F1", "em": "exact match"}
+_SCORES = {"contains": "answer holds it", "meteor": "METEOR", "f1": "F1", "em": "exact match"}
 _LENGTH, _KEPT = "prompt, tokens", "share of the cache kept"
 
 
@@ -128,11 +128,13 @@ def quality(
     mine = [point for point in mine if point.context_tokens == length]
     rows = []
     for name, found in grouped(mine, lambda point: point.sweep.split("/")[1]).items():
-        score = SCORES[found[0].meta["task"]]
+        score = main_score(found[0].meta)
         counts = sorted({point.summary["total_count"] for point in found})
         n = " to ".join(dict.fromkeys(f"{count:,}" for count in (counts[0], counts[-1])))
         panels = [
-            Panel(lines.quality_lines(found, cost), _LABELS[cost], _SCORES[score], "full")
+            Panel(
+                lines.quality_lines(found, cost), _LABELS[cost], _SCORES.get(score, score), "full"
+            )
             for cost in ("kv_cache_gb", "ms_per_token_decode")
         ]
         device = found[0].meta["device"]["name"]

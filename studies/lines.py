@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from studies.comparisons import SCORES
+from studies.comparisons import main_score
 from studies.measurements import Point, grouped
 
 # Okabe and Ito's colours, told apart by the colour-blind; markers tell them apart in grey.
@@ -133,7 +133,7 @@ def quality_lines(points: Sequence[Point], cost: str) -> list[Line]:
     for method, style in METHODS.items():
         line = Line(method, style)
         for point in sorted(points, key=lambda point: -point.kept):
-            name = SCORES[point.meta["task"]]
+            name = main_score(point.meta)
             value, score = point.median(cost), point.summary.get(name)
             if point.method == method and value is not None and score is not None:
                 low, high = point.summary[f"{name}_ci95"] or (score, score)

@@ -111,6 +111,18 @@ def pruning(method):
     return Pruning(method_class(method)(), keep_tokens=9, prune_after=5, skip_layers=(40,))
 
 
+def test_answers_that_would_lose_their_text_on_the_way_are_refused():
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    changes = {"original_max_position_embeddings": 64, "rope_parameters": rope | factors}
+    config = config_of("phi3", GROUPED | changes | {"sliding_window": None, "pad_token_id": 0})
+    for contexts in ((56,), (65, 200)):
+        check(config, contexts=contexts, max_new_tokens=8)
+    for contexts in ((64,), (40, 58)):
+        with pytest.raises(SettingError, match=f"CONTEXTS={contexts[-1]}: .*change at 65 tokens"):
+            check(config, contexts=contexts, max_new_tokens=8)
+
+
 def test_a_method_that_a_model_cannot_have_is_named():
     check(config_of("gpt2", SIZES), pruning("l2"), kv_mode="l2")
     message = "KV_MODE=expected_attention: does not go with a/model: .*rotary positions"

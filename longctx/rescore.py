@@ -1,0 +1,121 @@
+"""Old results by today's scores: `python -m longctx.rescore RUN_full.json ...`.
+
+Scores, whether a sample is answered, and what the summaries say of both are made again from the
+stored predictions and outputs. All else stays: prompts, answers, times, memory. `rescored` in the
+run's meta data says by which code.
+"""
+
+import argparse
+import gzip
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from longctx import config, console, identity, outcomes, results, saved, saved_schema, scoring
+from longctx.answers import is_answer
+from longctx.config import CannotRunError, SettingError
+from longctx.results import Row, Summary
+from longctx.saved import FullResults
+from longctx.task import Task
+
+SCRIPTS = {
+    "narrativeqa": "narrativeqa_eval",
+    "longbench_kv": "longbench_kv_eval",
+    "hotpotqa": "hotpotqa_eval",
+    "hotpot_qa_flex": "flex_pipeline.hotpot_qa_flex",
+}
+
+
+def rescored(full: FullResults) -> FullResults:
+    """The results by today's scores; `full` itself is changed. Raises ValueError."""
+    meta = full["run_meta"]
+    if meta["task"] not in SCRIPTS:
+        raise ValueError(f"is of {meta['task']}, which is none of {', '.join(SCRIPTS)}")
+    if meta["variables"]["MODEL_ID"].startswith("random/"):
+        raise ValueError("is of random weights, whose answers have no scores")
+    task = _task(full)
+    for row in full["rows"]:
+        _score(task, row)
+    outcomes.complete(full)
+    for summary in full["ctx_summaries"]:
+        length = summary["context_tokens"]
+        rows = [row for row in full["rows"] if row["context_tokens"] == length]
+        seed = meta["variables"]["SEED"]
+        quality = results.quality_summary(
+            rows,
+            task.score_names,
+            groups=task.groups,
+            chance=task.chance,
+            seed=seed,
+            failures=outcomes.n_failures(summary),
+        )
+        summary.update(quality | scoring.floors(task, rows, seed))
+    meta["score_names"] = list(task.score_names)
+    meta["rescored"] = identity.code_fingerprint()
+    full["summary"] |= results.quality_by_length(full["ctx_summaries"], task.score_names)
+    return full
+
+
+def _task(full: FullResults) -> Task:
+    samples: list[Any] = [
+        SimpleNamespace(references=sample["references"])
+        for row in full["rows"]
+        for sample in row["samples"]
+    ]
+    task: Task = importlib.import_module(SCRIPTS[full["run_meta"]["task"]]).TASK
+    settings = SimpleNamespace(dataset_id=full["run_meta"]["variables"]["DATASET_ID"])
+    return task.for_data(settings, samples)  # type: ignore[arg-type]
+
+
+def _score(task: Task, row: Row) -> None:
+    samples = row["samples"]
+    references = [sample["references"] for sample in samples]
+    answers = [sample["prediction"] for sample in samples]
+    texts = [sample["output"] for sample in samples]
+    is_compared = any("choice_log_probs" in sample for sample in samples)
+    scores = scoring.all_scores(task, answers, None if is_compared else texts, references)
+    for sample, mine in zip(samples, scores, strict=True):
+        sample |= {name: mine.get(name) for name in task.score_names}
+        sample["answered"] = is_answer(sample["prediction"])
+
+
+def _rewrite(path: Path) -> None:
+    """Raises SettingError for a file that cannot be scored again."""
+    try:
+        full = saved.parsed(saved.content_of(path))
+        saved_schema.check(full)
+        full = rescored(full)
+    except ValueError as error:
+        raise SettingError("file", path, str(error)) from None
+    text = json.dumps(results.plain(full), indent=1) + "\n"
+    lines: list[Summary] = full["ctx_summaries"]
+    is_packed = path.suffix == ".gz"
+    results.write_whole(path, gzip.compress(text.encode(), mtime=0) if is_packed else text)
+    summaries = path.with_name(f"{full['run_meta']['run_id']}.jsonl")
+    if summaries.is_file():
+        content = "".join(json.dumps(results.plain(line)) + "\n" for line in lines)
+        results.write_whole(summaries, content)
+
+
+def main() -> None:
+    """Rewrite the files named on the command line. Exit code 2 at one that cannot be."""
+    config.guard()
+    parser = argparse.ArgumentParser(
+        prog="python -m longctx.rescore",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="RUN_full.json")
+    try:
+        for path in parser.parse_args().files:
+            _rewrite(path)
+    except CannotRunError as error:
+        console.error(error)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
