@@ -15,7 +15,7 @@ from longctx.metrics.exact import hotpot_score
 from longctx.prompts import Parts
 from longctx.records import EXAMPLE, Fields
 from longctx.runner import main
-from longctx.settings import Contexts, PositiveInt, Settings, redefault
+from longctx.settings import Contexts, Count, Settings, redefault
 from longctx.task import Sample, Task
 
 INSTRUCTIONS = (
@@ -32,7 +32,7 @@ class HotpotQASettings(Settings):
     dataset_config: str | None = redefault("dataset_config", "distractor")
     split: str = redefault("split", "validation")
     contexts: Contexts = redefault("contexts", (512, 2048, 8192))
-    max_new_tokens: PositiveInt = redefault("max_new_tokens", 32)
+    max_new_tokens: Count = redefault("max_new_tokens", 32)
     logdir: str = redefault("logdir", "./logs/hotpotqa")
 
 

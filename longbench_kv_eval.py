@@ -17,7 +17,7 @@ from longctx.metrics.exact import letter_score, official_letter_score
 from longctx.prompts import Parts
 from longctx.records import Fields
 from longctx.runner import main
-from longctx.settings import PositiveInt, Settings, redefault
+from longctx.settings import Count, Settings, redefault
 from longctx.task import Sample, Task
 
 LETTERS = ("A", "B", "C", "D")
@@ -33,7 +33,7 @@ class LongBenchSettings(Settings):
 
     dataset_id: str = redefault("dataset_id", "zai-org/LongBench-v2")
     split: str = redefault("split", "train")
-    max_new_tokens: PositiveInt = redefault(
+    max_new_tokens: Count = redefault(
         "max_new_tokens", 128, unused_when=("ANSWER_MODE", "loglikelihood")
     )
     logdir: str = redefault("logdir", "./logs/longbench")

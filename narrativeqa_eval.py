@@ -18,7 +18,7 @@ from longctx.metrics.exact import answer_score, official_f1_score
 from longctx.prompts import Parts
 from longctx.records import EXAMPLE, Fields
 from longctx.runner import main
-from longctx.settings import PositiveInt, Settings, redefault
+from longctx.settings import Count, Settings, redefault
 from longctx.task import Sample, Task
 
 INSTRUCTIONS = (
@@ -33,7 +33,7 @@ class NarrativeQASettings(Settings):
     """The shared settings, with NarrativeQA's defaults."""
 
     dataset_id: str = redefault("dataset_id", "deepmind/narrativeqa")
-    max_new_tokens: PositiveInt = redefault("max_new_tokens", 128)
+    max_new_tokens: Count = redefault("max_new_tokens", 128)
     logdir: str = redefault("logdir", "./logs/narrativeqa")
     use_summary: bool = variable(False, "the summary in place of the full text")
 

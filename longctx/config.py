@@ -32,10 +32,14 @@ class CannotRunError(ValueError):
 
 
 class SettingError(CannotRunError):
-    """A setting that cannot be used; what has the shape of a secret is masked."""
+    """A setting that cannot be used; what has the shape of a secret is masked.
 
-    def __init__(self, variable: str, value: object, problem: str):
+    example: lines of what can be, shown below the error.
+    """
+
+    def __init__(self, variable: str, value: object, problem: str, example: str = ""):
         super().__init__(redaction.masked(f"{variable}={value}: {problem}"))
+        self.example = example
 
 
 def variable(

@@ -43,8 +43,11 @@ def notice(text: str) -> None:
 
 
 def error(problem: object) -> None:
-    """One line on stderr about what keeps a command from going on."""
-    print(f"error: {one_line(str(problem))}", file=sys.stderr, flush=True)
+    """One line on stderr about what keeps a command from going on, and its example."""
+    lines = [f"error: {one_line(str(problem))}"]
+    if example := getattr(problem, "example", ""):
+        lines.append(example)
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def print_traceback() -> None:

@@ -133,9 +133,10 @@ def _parse(task: Task, settings: Settings, records: list[data.Record]) -> list[S
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             problem = f"record {number} is not of {task.name}'s schema: {what}"
-            if isinstance(error, RecordError) and task.example:
-                problem += f"; docs/datasets.md tells the columns, such as\n{task.example}"
-            raise SettingError("DATASET_ID", settings.dataset_id, problem) from error
+            example = task.example if isinstance(error, RecordError) else ""
+            if example:
+                problem += "; docs/datasets.md tells the columns, such as"
+            raise SettingError("DATASET_ID", settings.dataset_id, problem, example) from error
         n_renamed += sample.sample_id in samples
         while sample.sample_id in samples:
             sample = replace(sample, sample_id=f"{sample.sample_id} (record {number})")

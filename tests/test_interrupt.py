@@ -10,6 +10,7 @@ import pytest
 from longctx import run_files
 from longctx.interrupt import Terminated, held_back, sigterm_raises
 from longctx.run_files import RunFiles
+from tests.saved_runs import full_results, journal_meta
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def interrupted(monkeypatch, name):
 
 
 def test_a_run_that_is_interrupted_as_it_begins_can_be_gone_on_with(tmp_path, monkeypatch):
-    meta = {"run_id": "r", "fingerprint": "f"}
+    meta = journal_meta()
     with monkeypatch.context() as patch:
         interrupted(patch, "_line")
         with pytest.raises(KeyboardInterrupt):
@@ -79,9 +80,9 @@ def test_a_run_that_is_interrupted_as_it_begins_can_be_gone_on_with(tmp_path, mo
 
 
 def test_a_run_that_is_interrupted_as_it_ends_leaves_no_journal(tmp_path, monkeypatch):
-    files = RunFiles.start(tmp_path, {"run_id": "r", "fingerprint": "f"})
+    files = RunFiles.start(tmp_path, journal_meta())
     interrupted(monkeypatch, "write_whole")
     with pytest.raises(KeyboardInterrupt):
-        files.finish([], [], {})
+        files.finish([], full_results([0.5])["ctx_summaries"], {})
     assert RunFiles.finished(tmp_path, "f") == files.full_path
     assert not list(tmp_path.glob("*_rows.jsonl"))

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from kv_compression import layered
+from kv_compression import layered, rotary
 from kv_compression.attention import backend, use_attention
 from kv_compression.attention._merge import merged
 from kv_compression.cache import PrunedCache
@@ -65,6 +65,15 @@ def fused(monkeypatch):
     """A backend that allocates what fused kernels do."""
     module = types.SimpleNamespace(check=backend("sdpa").check, attend=fused_attention)
     monkeypatch.setattr("kv_compression.attention.backend", lambda _: module)
+
+
+@pytest.fixture(autouse=True)
+def rotation(monkeypatch):
+    """On the meta device nothing has a value from which a rotation could be found out."""
+    monkeypatch.setattr(
+        "kv_compression.rotary._difference",
+        lambda found, *_: float(found.angles is rotary._no_angles),
+    )
 
 
 def peak_of_prefill(name, tokens, rows=None):

@@ -144,11 +144,10 @@ def test_older_results_are_counted_from_their_rows(tmp_path):
     (summary,) = saved.read(path)["ctx_summaries"]
     assert parts(summary) == [2, 0, 1, 1, 0]
     assert summary["meteor_failures_as_0"] == pytest.approx(0.2)
-    # Rows that say nothing of their samples, or nonsense, leave the summary as it was.
-    for nonsense in ({"batch_size": 10**15}, {"first_sample": "x"}, {"batch_size": -1}):
-        old["rows"][2] |= nonsense
-        path.write_text(json.dumps(old))
-        assert not outcomes.is_partial(saved.read(path)["ctx_summaries"][0])
+    # Nonsense leaves the summary as it was.
+    old["rows"][2]["batch_size"] = 10**15
+    path.write_text(json.dumps(old))
+    assert not outcomes.is_partial(saved.read(path)["ctx_summaries"][0])
 
 
 @pytest.mark.parametrize(

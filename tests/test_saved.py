@@ -148,10 +148,10 @@ def test_find_takes_what_is_there_and_names_the_rest_once(tmp_path, capsys):
 
 
 def test_a_file_that_may_not_be_read_is_left_out(tmp_path, capsys, monkeypatch):
-    def refused(path):
+    def refused(path, flags):
         raise PermissionError(13, "Permission denied", path)  # root may read everything
 
     write(tmp_path, a=full_results([0.5]))
-    monkeypatch.setattr(saved, "text_of", refused)
+    monkeypatch.setattr(saved, "_open_at_once", refused)
     assert list(saved.find([tmp_path])) == []
     assert "cannot be read: Permission denied" in capsys.readouterr().err

@@ -55,7 +55,7 @@ REFUSED = {
         "FalconForCausalLM does not let its attention be chosen",
     ),
     "attention of its own": ("gptj", SIZES | {"rotary_dim": 8}, "GPTJForCausalLM does not let"),
-    "both ways": ("bert", SIZES, "BertLMHeadModel attends in a way that is not supported here"),
+    "both ways": ("bert", SIZES, "cannot run: the model attends both ways"),
 }
 
 

@@ -165,7 +165,8 @@ def use_attention(
     if pruning and (problem := methods.obstacle(pruning.method, model)):
         raise ValueError(problem)
     kernels: dict[str, set[str]] = {"prefill": set(), "decode": set()}
-    active = _Active(chosen, cache, rotations(model), kernels)
+    needs_rotation = pruning is not None and getattr(pruning.method, "needs_rotation", False)
+    active = _Active(chosen, cache, rotations(model) if needs_rotation else {}, kernels)
     with (
         each_row_by_its_length(model, cache),
         attention_function(model, _REGISTERED_NAME, _forward),
