@@ -72,14 +72,13 @@ def score(
     return [mine | other for mine, other in zip(exact, overlapping, strict=True)]
 
 
-def key_scores(settings: NarrativeQASettings, samples: Sequence[Sample]) -> tuple[str, ...]:
-    """Whether the answer holds the key, where one is asked for: in the data that the project
-    writes, and in files whose references are all one word with a digit in it.
+def key_scores(_settings: NarrativeQASettings, samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Whether the answer holds the key, where keys are asked for: each reference is one word with a
+    digit in it.
     """
     references = [reference.strip() for sample in samples for reference in sample.references]
     are_keys = bool(references) and all(re.fullmatch(r"(?=\S*\d)\S+", r) for r in references)
-    is_written = settings.dataset_id in synthetic.DATASET_IDS
-    return ("contains", "em") if is_written or are_keys else ()
+    return ("contains", "em") if are_keys else ()
 
 
 TASK = Task(
