@@ -1,10 +1,14 @@
 """A model's attention, put in another's hands for a while."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AttentionInterface, PreTrainedModel
+if TYPE_CHECKING:
+    # Whoever only compares runs need not wait for it.
+    from transformers import PreTrainedModel
 
 
 @contextmanager
@@ -16,6 +20,8 @@ def attention_function(
     Raises ValueError when the model does not take its attention from transformers'
     AttentionInterface.
     """
+    from transformers import AttentionInterface
+
     AttentionInterface.register(name, function)
     before = model.config._attn_implementation
     model.set_attn_implementation(name)

@@ -7,16 +7,21 @@ once, and for `dynamic` by the longest text that the model has ever seen. Here e
 own text, and the model is left as if it had seen none.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from kv_compression.cache import PrunedCache
 from kv_compression.forwards import replaced_forwards
+
+if TYPE_CHECKING:
+    # Whoever only compares runs need not wait for it.
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _KINDS = ("dynamic", "longrope")
 _FIXED = "fixed"  # to transformers, a kind whose frequencies stay as they are
@@ -49,6 +54,8 @@ def forgotten_from(model: PreTrainedModel) -> int | None:
     away by then, and no later step has a cache that is long enough to be kept. A prompt that is as
     long as this is not concerned.
     """
+    from transformers import GenerationMixin
+
     own = type(model).prepare_inputs_for_generation  # type: ignore[attr-defined]
     original = getattr(model.config, "original_max_position_embeddings", None)
     if kind(model.config) != "longrope" or own is GenerationMixin.prepare_inputs_for_generation:

@@ -6,6 +6,8 @@ to one token, which attends to itself alone, so that its query differs between t
 the rotation and by nothing else.
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 import sys
@@ -13,13 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel
 
 from kv_compression.interface import attention_function
+
+if TYPE_CHECKING:
+    # Whoever only compares runs need not wait for it.
+    from transformers import PreTrainedModel
 
 Angles = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 Apply = Callable[..., tuple[torch.Tensor, torch.Tensor]]

@@ -67,7 +67,7 @@ def settled(monkeypatch, model, position):
         seen.append((queries, rotary))
         return settle(self, queries, scaling, rotary)
 
-    cache = PrunedCache(4)
+    cache = PrunedCache(4, Pruning(ExpectedAttention(), 0.5, prune_after=100))
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setattr(PrunedLayer, "settle", spy)
         with attention.use_attention(model, "eager", cache):

@@ -8,14 +8,15 @@ layer where each row's tokens begin, and that, with causality counted from the e
 mask. `use_attention` puts a backend and a cache in place for the duration of a block.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from transformers import PreTrainedModel
 
 from kv_compression import methods, plugins
 from kv_compression.cache import PrunedCache
@@ -24,6 +25,10 @@ from kv_compression.layer import PrunedLayer
 from kv_compression.layout import Layout
 from kv_compression.rope_length import each_row_by_its_length
 from kv_compression.rotary import Rotary, rotations
+
+if TYPE_CHECKING:
+    # Whoever only compares runs need not wait for it.
+    from transformers import PreTrainedModel
 
 # Transformers gives special meanings to names that hold "flash" or "/".
 _REGISTERED_NAME = "kv_compression"

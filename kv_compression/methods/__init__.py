@@ -6,15 +6,20 @@ layers are not the method's business. A field's metadata holds `env` (the enviro
 sets it), `help`, and `choices` where the values are few.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from kv_compression import plugins, rotary
 from kv_compression.rotary import Rotary
+
+if TYPE_CHECKING:
+    # Whoever only compares runs need not wait for it.
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class StoredLayer:
     layer_idx: int = 0
     rotary: Rotary | None = None
 
-    def by_head(self) -> Iterator["StoredLayer"]:
+    def by_head(self) -> Iterator[StoredLayer]:
         """The key/value heads one by one, each with its group's queries.
 
         Float32 copies of all heads at once would be the largest tensors of a prefill.
