@@ -91,7 +91,9 @@ class PromptBuilder:
         if self._chat is not None:
             self.frame = self._chat.prefix, self._chat.suffix
         else:
-            self.frame = str(tokenizer.decode(self._first_tokens)), ""
+            # As it is: cleaning up spaces would change it, and transformers warns of it.
+            first = tokenizer.decode(self._first_tokens, clean_up_tokenization_spaces=False)
+            self.frame = str(first), ""
         self._document_spans = lru_cache(maxsize=64)(self._find_document_spans)
         self._prompts: dict[tuple[Parts, int, str], Prompt | None] | None = (
             {} if keeps_prompts else None
