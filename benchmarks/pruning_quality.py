@@ -107,6 +107,7 @@ def pass_keys(context_tokens: int, count: int, builder: PromptBuilder) -> Iterat
 class ScoredLayer(PrunedLayer):
     """Keeps everything, and what each method makes of it."""
 
+    needs_rotation = True
     scores: dict[str, torch.Tensor]
 
     def settle(

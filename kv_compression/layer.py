@@ -120,6 +120,11 @@ class PrunedLayer(DynamicLayer):
         """Tokens stored, padding included."""
         return self.keys.shape[2] if self.storage is None else self.storage.stored_tokens
 
+    @property
+    def needs_rotation(self) -> bool:
+        """Whether `settle` must be told the rotation of the model's layer."""
+        return self.pruning is not None and getattr(self.pruning.method, "needs_rotation", False)
+
     def settle(
         self,
         queries: torch.Tensor | None = None,

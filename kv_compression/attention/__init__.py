@@ -170,7 +170,7 @@ def use_attention(
     if pruning and (problem := methods.obstacle(pruning.method, model)):
         raise ValueError(problem)
     kernels: dict[str, set[str]] = {"prefill": set(), "decode": set()}
-    needs_rotation = pruning is not None and getattr(pruning.method, "needs_rotation", False)
+    needs_rotation = any(layer.needs_rotation for layer in cache.layers)
     active = _Active(chosen, cache, rotations(model) if needs_rotation else {}, kernels)
     with (
         each_row_by_its_length(model, cache),
