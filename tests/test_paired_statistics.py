@@ -3,9 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm, t, ttest_1samp
+from scipy.stats import bootstrap, norm, t, ttest_1samp
 
-from longctx import statistics
+from longctx import paired, statistics
+from tests.saved_runs import full_results
 
 Z2 = 1.959963984540054**2
 
@@ -176,3 +177,55 @@ def test_ratio_of_medians():
     for end, share in zip(found, (tail, 1 - tail), strict=True):
         near = np.quantile(ratios, [max(share - 0.002, 0), min(share + 0.002, 1)])
         assert near[0] <= end <= near[1]
+
+
+def test_two_values_are_enough_for_a_mean_a_difference_and_a_test():
+    assert statistics.mean([1.0, 3.0]) == 2
+    reach = t.isf(0.025, 1) * 0.01
+    assert statistics.paired_interval([0.01, 0.03]) == pytest.approx([0.02 - reach, 0.02 + reach])
+    assert statistics.sign_flip_p([0.1, 0.2], seed=0) == pytest.approx(0.5)
+
+
+def test_a_ratio_has_the_widened_percentile_bootstrap():
+    reference, other = np.random.default_rng(0).lognormal(0, 0.3, (2, 12))
+    tail = norm.cdf(math.sqrt(12 / 11) * t.ppf(0.025, 11))
+    wanted = bootstrap(
+        (reference, other),
+        lambda first, second, axis=-1: np.median(second, axis=axis) / np.median(first, axis=axis),
+        paired=True,
+        n_resamples=2000,
+        confidence_level=1 - 2 * tail,
+        method="percentile",
+        rng=np.random.default_rng(7),
+    ).confidence_interval
+    assert statistics.ratio_interval(reference, other, seed=7) == pytest.approx(list(wanted))
+    assert statistics.ratio_interval(reference, other, seed=8) != pytest.approx(list(wanted))
+
+
+def test_right_and_wrong_answers_are_told_apart_in_pairs():
+    pairs = [(0, 1)] * 3 + [(1, 1)] * 4 + [(1, 0), (0, 0)]
+    found = paired.difference("em", pairs, seed=0)
+    assert found.interval == statistics.paired_proportion_interval(3, 1, 9)
+    assert (found.p, found.test) == (statistics.mcnemar_p(3, 1), "McNemar")
+    assert (found.reference, found.other) == (pytest.approx(5 / 9), pytest.approx(7 / 9))
+
+
+def test_each_length_is_compared_with_itself():
+    first, second = (full_results([score] * 3, contexts=(512, 1024)) for score in (0.2, 0.4))
+    for row in second["rows"]:
+        if row["context_tokens"] == 1024:
+            row["samples"][0]["meteor"] = 0.1
+            row |= {"ttft_ms": 900.0, "kv_cache_gb": 1.0}
+        row["samples"][0]["document_id"] = "one book"
+    (short,), (long,) = (paired.score_differences(first, second, n, 0) for n in (512, 1024))
+    assert (short.other, long.other) == (pytest.approx(0.4), pytest.approx(0.1))
+    assert short.n_documents == 1  # which only the other run's results say
+    short, long = (paired.cost_ratios(first, second, n, 0) for n in (512, 1024))
+    assert [(cost.name, cost.unit, cost.decimals) for cost in short] == [
+        ("TTFT", "ms", 1),
+        ("decode", "ms/token", 2),
+        ("latency", "ms", 1),
+        ("KV cache", "GB", 4),
+    ]
+    assert [cost.other for cost in short] == [101, 5, 301, 0.5]
+    assert [cost.other for cost in long] == [900, 5, 301, 1]
