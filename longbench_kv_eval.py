@@ -12,8 +12,8 @@ from typing import Any
 
 from longctx import synthetic
 from longctx.config import variable
-from longctx.letters import letter_of
 from longctx.metrics.exact import letter_score, official_letter_score
+from longctx.multiple_choice import letter_of
 from longctx.prompts import Parts
 from longctx.records import Fields
 from longctx.runner import main

@@ -13,7 +13,7 @@ from typing import Any
 from longctx import gutenberg, synthetic
 from longctx.answers import free_text
 from longctx.config import variable
-from longctx.metrics import overlap
+from longctx.metrics import meteor_rouge
 from longctx.metrics.exact import answer_score, official_f1_score
 from longctx.prompts import Parts
 from longctx.records import EXAMPLE, Fields
@@ -67,7 +67,7 @@ def score(
     """All scores of answers in words, best over their references, from 0 to 1."""
     exact, overlapping = (
         answer_score(predictions, references),
-        overlap.score(predictions, references),
+        meteor_rouge.score(predictions, references),
     )
     return [mine | other for mine, other in zip(exact, overlapping, strict=True)]
 
@@ -88,10 +88,10 @@ TASK = Task(
     synthesize={"synthetic": synthetic.stories, "synthetic-passkey": synthetic.pass_keys},
     answer=free_text,
     score=score,
-    score_names=("f1", "f1_official", *overlap.SCORE_NAMES),
+    score_names=("f1", "f1_official", *meteor_rouge.SCORE_NAMES),
     data_scores=key_scores,
     score_texts=official_f1_score,
-    check_scores=overlap.check,
+    check_scores=meteor_rouge.check,
     example=EXAMPLE,
 )
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from longctx import apart, config, console, paired, saved, tables
+from longctx import config, console, load_results, paired, run_differences, tables
 from longctx.config import CannotRunError, SettingError
 from longctx.console import notice, stdout
-from longctx.saved import FullResults
+from longctx.load_results import FullResults
 
 Names = tuple[str, str]
 
@@ -68,11 +68,11 @@ def print_comparison(reference: FullResults, other: FullResults, names: Names) -
     """
     print_line(f"{names[1]}, against {names[0]}", style="bold")
     metas = reference["run_meta"], other["run_meta"]
-    settings = apart.differing_settings(*metas)
+    settings = run_differences.differing_settings(*metas)
     print_line(f"  compared: {_changes(settings) or 'two runs of the same settings'}")
     if len(settings) > 1:
         notice(f"{names[1]}: {len(settings)} settings differ, so no difference has one cause")
-    conditions = apart.differing_conditions(*metas)
+    conditions = run_differences.differing_conditions(*metas)
     if conditions:
         notice(f"{names[1]}: not under the same conditions: {_changes(conditions)}")
     n_tests = 0
@@ -114,12 +114,12 @@ def compare(files: list[Path]) -> None:
     runs = []
     for file in files:
         try:
-            runs.append(saved.read(file))
-        except saved.UnusableFileError as error:
+            runs.append(load_results.read(file))
+        except load_results.UnusableFileError as error:
             raise SettingError("file", file, str(error)) from None
     for run, file in zip(runs[1:], files[1:], strict=True):
         check_same_samples(runs[0], run, (files[0].name, file.name))
-    labels = apart.labels([run["run_meta"] for run in runs])
+    labels = run_differences.labels([run["run_meta"] for run in runs])
     stdout.print(tables.table_of(runs, labels))
     n_tests = sum(
         print_comparison(runs[0], run, (labels[0], label))

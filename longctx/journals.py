@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from longctx import saved
+from longctx import load_results
+from longctx.result_schema import UnusableFileError
 from longctx.results import write_whole
-from longctx.saved_schema import UnusableFileError
 
 SUFFIX = "_rows.jsonl"
 
@@ -32,13 +32,13 @@ def newest_first(logdir: Path) -> list[Path]:
 
 def lines(path: Path) -> list[bytes]:
     """A journal's lines. Raises UnusableFileError."""
-    return saved.content_of(path).splitlines(keepends=True)
+    return load_results.content_of(path).splitlines(keepends=True)
 
 
 def entry(line: bytes) -> dict[str, Any] | None:
     """The line's object; None of a line that was cut off or overwritten."""
     try:
-        value = saved.parsed(line)
+        value = load_results.parsed(line)
     except UnusableFileError:
         return None
     return value if isinstance(value, dict) and line.endswith(b"\n") else None

@@ -15,13 +15,13 @@ from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.pruning import Pruning
 from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice
+from longctx.distributed import Processes
 from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
 from longctx.settings import Settings
 from longctx.shapes import PLACEMENTS
 from longctx.task import Sample, Task
-from longctx.workers import Workers
 
 _TRIAL_BYTES = 1_000_000
 
@@ -109,7 +109,7 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
     )
 
 
-def placed(settings: Settings, workers: Workers) -> Settings:
+def placed(settings: Settings, workers: Processes) -> Settings:
     """With each of several processes on a GPU of its own. Raises SettingError."""
     if settings.tp_plan != "none":
         if workers.count == 1:
@@ -128,7 +128,7 @@ def decode_graphs(
     model: PreTrainedModel,
     backend: str | Backend,
     pruning: Pruning | None,
-    workers: Workers,
+    workers: Processes,
 ) -> DecodeGraphs | None:
     """What DECODE asks for; None stands for eager. Raises SettingError.
 

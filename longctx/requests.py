@@ -17,6 +17,7 @@ from kv_compression.pruning import Pruning
 from longctx import prefill, results
 from longctx.config import SettingError
 from longctx.console import notice, stderr
+from longctx.distributed import Processes
 from longctx.models import ModelSource
 from longctx.prompts import Prompt, PromptBuilder, left_padded
 from longctx.redaction import reason
@@ -24,7 +25,6 @@ from longctx.results import Row
 from longctx.scoring import scored_samples
 from longctx.settings import Settings
 from longctx.task import ReportingBackend, Sample, Task
-from longctx.workers import Workers
 
 Batch = Sequence[tuple[Sample, Prompt]]
 
@@ -46,7 +46,7 @@ class Requests:
     stop_tokens: frozenset[int]
     model: PreTrainedModel
     graphs: DecodeGraphs | None
-    workers: Workers
+    workers: Processes
     has_answered: bool = False
 
     def pairs(self, context_tokens: int, samples: Sequence[Sample]) -> Batch:

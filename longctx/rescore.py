@@ -14,11 +14,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from longctx import config, console, identity, outcomes, results, saved, saved_schema, scoring
+from longctx import (
+    config,
+    console,
+    load_results,
+    outcomes,
+    result_schema,
+    results,
+    run_metadata,
+    scoring,
+)
 from longctx.answers import is_answer
 from longctx.config import CannotRunError, SettingError
+from longctx.load_results import FullResults
 from longctx.results import Row, Summary
-from longctx.saved import FullResults
 from longctx.task import Task
 
 SCRIPTS = {
@@ -54,7 +63,7 @@ def rescored(full: FullResults) -> FullResults:
         )
         summary.update(quality | scoring.floors(task, rows, seed))
     meta["score_names"] = list(task.score_names)
-    meta["rescored"] = identity.code_fingerprint()
+    meta["rescored"] = run_metadata.code_fingerprint()
     full["summary"] |= results.quality_by_length(full["ctx_summaries"], task.score_names)
     return full
 
@@ -85,8 +94,8 @@ def _score(task: Task, row: Row) -> None:
 def _rewrite(path: Path) -> None:
     """Raises SettingError for a file that cannot be scored again."""
     try:
-        full = saved.parsed(saved.content_of(path))
-        saved_schema.check(full)
+        full = load_results.parsed(load_results.content_of(path))
+        result_schema.check(full)
         full = rescored(full)
     except ValueError as error:
         raise SettingError("file", path, str(error)) from None

@@ -12,13 +12,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longctx import journals, outcomes, results, saved, saved_schema
+from longctx import journals, load_results, outcomes, result_schema, results
 from longctx.config import SettingError
 from longctx.console import notice
 from longctx.interrupt import held_back
 from longctx.journals import SUFFIX
+from longctx.result_schema import UnusableFileError
 from longctx.results import Row, Summary, plain, write_whole
-from longctx.saved_schema import UnusableFileError
 
 _LOCK = re.compile(r"\.(.+_\d{8}-\d{6}(-\d+)?)\.lock")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -111,7 +111,7 @@ class RunFiles:
         files = cls(path.parent, meta)
         if meta["fingerprint"] != fingerprint or files.journal != path:
             return None
-        saved_schema.check_meta(meta)
+        result_schema.check_meta(meta)
         if not files._acquire():
             notice(f"{meta['run_id']} has these settings and is still running")
             return None
@@ -133,13 +133,13 @@ class RunFiles:
             _tidy(logdir)
             paths = sorted(logdir.iterdir())
         for path in paths:
-            if not path.name.endswith(saved.FULL_SUFFIXES):
+            if not path.name.endswith(load_results.FULL_SUFFIXES):
                 continue
             try:
                 # What does not hold it as text need not be parsed.
-                if fingerprint.encode() not in saved.content_of(path):
+                if fingerprint.encode() not in load_results.content_of(path):
                     continue
-                full = saved.read(path)
+                full = load_results.read(path)
             except UnusableFileError as error:
                 notice(f"left out: {path.name} {error}")
                 continue
@@ -178,7 +178,7 @@ class RunFiles:
 
     def _is_row(self, entry: dict[str, Any]) -> bool:
         try:
-            saved.check_row(entry, self.meta)
+            load_results.check_row(entry, self.meta)
         except UnusableFileError:
             return False
         end = entry["first_sample"] + entry["batch_size"]
@@ -303,7 +303,7 @@ def _tidy(logdir: Path) -> None:
 
 def _is_whole(path: Path) -> bool:
     try:
-        saved.read(path)
+        load_results.read(path)
     except UnusableFileError:
         return False
     return True

@@ -14,29 +14,29 @@ from kv_compression.generation import stop_token_ids
 from longctx import (
     config,
     console,
-    identity,
     models,
     outcomes,
     prefill,
     preflight,
     results,
+    run_metadata,
     tables,
-    trial,
+    tiny_model,
 )
 from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice, stdout
+from longctx.distributed import Processes
 from longctx.interrupt import Terminated, sigterm_raises
 from longctx.redaction import reason
 from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary
 from longctx.run_files import RunFiles
 from longctx.settings import Settings
+from longctx.shared_resources import SharedResources
 from longctx.summaries import Summaries
-from longctx.supplies import Supplies
 from longctx.task import Task
 from longctx.tracking import Tracker
 from longctx.weights import Loading
-from longctx.workers import Workers
 
 
 def main(task: Task, description: str, environ: Mapping[str, str] | None = None) -> None:
@@ -76,9 +76,13 @@ class Run:
     """
 
     def __init__(
-        self, task: Task, settings: Settings, environ: Environment, supplies: Supplies | None = None
+        self,
+        task: Task,
+        settings: Settings,
+        environ: Environment,
+        supplies: SharedResources | None = None,
     ):
-        self.supplies = supplies or Supplies()
+        self.supplies = supplies or SharedResources()
         settings = preflight.choose_backend(settings, environ)
         if task.compared_answers(settings):
             # The answer is read from the first new token's probabilities.
@@ -96,7 +100,7 @@ class Run:
         self.logdir = preflight.writable_folder(settings.logdir)
         self.source = self.supplies.source(settings)
         models.check(settings, self.source)
-        trial.check(settings, self.source, self.pruning)
+        tiny_model.check(settings, self.source, self.pruning)
         models.note_positions(settings, self.source)
         prefill.check(settings, self.source)
         self.builder = self.supplies.builder(task, settings, self.source)
@@ -107,10 +111,10 @@ class Run:
         self.choice_tokens = preflight.choice_tokens(task, settings, self.builder, sample)
         if not self.source.is_random:
             preflight.check_scores(task)
-        self.workers = Workers.join(environ.launch, shards=settings.tp_plan == "none")
+        self.workers = Processes.join(environ.launch, shards=settings.tp_plan == "none")
         self.settings = preflight.placed(settings, self.workers)
         self.failure: str | None = None
-        self.meta = identity.run_meta(
+        self.meta = run_metadata.run_meta(
             task,
             settings,
             environ,

@@ -25,7 +25,7 @@ from longctx.config import CannotRunError
 from longctx.console import notice
 from longctx.interrupt import Terminated, sigterm_raises
 from longctx.runner import Run
-from longctx.supplies import Supplies
+from longctx.shared_resources import SharedResources
 from longctx.task import Task
 
 
@@ -55,7 +55,7 @@ def read(lines: Iterable[str]) -> list[Cell]:
     return list(cells.values())
 
 
-def run(cell: Cell, supplies: Supplies) -> str | None:
+def run(cell: Cell, supplies: SharedResources) -> str | None:
     """Run a cell; returns why it could not be done, None where it is."""
     try:
         settings = config.read(cell.task.settings, config.environment_with(cell.changes))
@@ -73,7 +73,7 @@ def run(cell: Cell, supplies: Supplies) -> str | None:
 
 def run_all(cells: list[Cell]) -> int:
     """Run all cells and say which are not done; returns the exit code."""
-    supplies = Supplies(keeps_prompts=True)
+    supplies = SharedResources(keeps_prompts=True)
     not_done = []
     for number, cell in enumerate(cells, start=1):
         notice(f"{number} of {len(cells)}: {cell.line}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from longctx import outcomes, saved, tables
+from longctx import load_results, outcomes, tables
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -123,7 +123,7 @@ def read(folder: Path) -> list[Point]:
     Sorted by context length, then as the runs were made.
     """
     latest: dict[Any, Point] = {}
-    for path, run in saved.find([folder]):
+    for path, run in load_results.find([folder]):
         sweep = path.parent.relative_to(folder).as_posix()
         for summary in run["ctx_summaries"]:
             point = Point(sweep, run, summary)

@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 
-from longctx import saved
+from longctx import load_results
 from tests import docs
 
 # A number that is no part of a word, a path or a version.
@@ -35,8 +35,8 @@ def held(path):
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     pool = set()
     for file in files:
-        if file.name.endswith(saved.FULL_SUFFIXES):
-            full = json.loads(saved.content_of(file))
+        if file.name.endswith(load_results.FULL_SUFFIXES):
+            full = json.loads(load_results.content_of(file))
             answers = Counter(s["prediction"] for row in full["rows"] for s in row["samples"])
             pool |= set(answers.values())
             variables = full["run_meta"]["variables"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx import apart, compare, paired
+from longctx import compare, paired, run_differences
 from longctx.config import SettingError
 from tests.saved_runs import full_results, write
 
@@ -215,17 +215,19 @@ def test_only_settings_that_have_an_effect_count():
     def meta(**variables):
         return full_results(GOOD, variables=variables)["run_meta"]
 
-    assert apart.differing_settings(meta(), meta(KEEP_RATIO=0.7, L2_KEEP="high")) == {}
+    assert run_differences.differing_settings(meta(), meta(KEEP_RATIO=0.7, L2_KEEP="high")) == {}
     pruned = meta(KV_MODE="l2", L2_KEEP="low", SNAPKV_WINDOW=64)
     changed = meta(KV_MODE="l2", L2_KEEP="high", SNAPKV_WINDOW=32, KEEP_RATIO=0.7, CONTEXTS=[1])
-    assert apart.differing_settings(pruned, changed) == {
+    assert run_differences.differing_settings(pruned, changed) == {
         "L2_KEEP": ("low", "high"),
         "KEEP_RATIO": ("0.5", "0.7"),
     }
     # A setting that an old run did not know had its default.
-    assert apart.differing_settings(meta(), meta(KV_QUANT="none")) == {}
-    assert apart.differing_settings(meta(), meta(KV_QUANT="int4")) == {"KV_QUANT": ("none", "int4")}
-    assert apart.differing_settings(meta(), meta(SKIP_LAYERS=[0])) == {}
+    assert run_differences.differing_settings(meta(), meta(KV_QUANT="none")) == {}
+    assert run_differences.differing_settings(meta(), meta(KV_QUANT="int4")) == {
+        "KV_QUANT": ("none", "int4")
+    }
+    assert run_differences.differing_settings(meta(), meta(SKIP_LAYERS=[0])) == {}
 
 
 def test_labels_differ():
@@ -234,7 +236,7 @@ def test_labels_differ():
         for number, variables in enumerate(({}, {"DTYPE": "float32"}, {"KV_MODE": "l2"}, {}, {}))
     ]
     metas.append(metas[-1])
-    assert apart.labels(metas) == [
+    assert run_differences.labels(metas) == [
         "sdpa, none, 0", "sdpa, none, DTYPE=float32", "sdpa, l2 0.5", "sdpa, none, 3",
         "sdpa, none, 4", "sdpa, none, 4 (2)",
     ]  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from longctx import saved, statistics
+from longctx import load_results, statistics
 from tests import docs
 
 COUNTS = (6, 20, 76, 500)
@@ -23,7 +23,7 @@ def committed(data, score):
     """Scores of the full cache's answers in the study's logs, at all lengths."""
     folder = docs.ROOT / "logs/studies/quality" / data / "prompt"
     (path,) = folder.glob("*_KVnone_*_full.json.gz")
-    rows = saved.read(path)["rows"]
+    rows = load_results.read(path)["rows"]
     return np.array([sample[score] for row in rows for sample in row["samples"]])
 
 

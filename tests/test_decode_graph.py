@@ -15,9 +15,9 @@ from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from longctx import config, models, preflight
 from longctx.config import SettingError
+from longctx.distributed import Processes
 from longctx.requests import ContextRun, Requests
 from longctx.settings import Settings
-from longctx.workers import Workers
 from tests.models import batch, tiny
 from tests.runs import run
 
@@ -48,7 +48,7 @@ def test_a_graph_that_cannot_be_is_refused_and_auto_says_why_on_a_gpu(monkeypatc
 
     def chosen(decode, pruning=None):
         settings = Settings(decode=decode)
-        return preflight.decode_graphs(settings, model, "sdpa", pruning, Workers())
+        return preflight.decode_graphs(settings, model, "sdpa", pruning, Processes())
 
     assert chosen("eager") is chosen("auto") is None
     assert not capsys.readouterr().err

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from longctx import outcomes, results, saved, tables
+from longctx import load_results, outcomes, results, tables
 from longctx.report import flat, page
 from longctx.run_files import RunFiles
 from tests.saved_runs import full_results, write
@@ -141,13 +141,13 @@ def test_older_results_are_counted_from_their_rows(tmp_path):
     for number, row in enumerate(old["rows"]):
         row |= {"batch_size": 1, "first_sample": number}
     (path,) = write(tmp_path, a=old)
-    (summary,) = saved.read(path)["ctx_summaries"]
+    (summary,) = load_results.read(path)["ctx_summaries"]
     assert parts(summary) == [2, 0, 1, 1, 0]
     assert summary["meteor_failures_as_0"] == pytest.approx(0.2)
     # Nonsense leaves the summary as it was.
     old["rows"][2]["batch_size"] = 10**15
     path.write_text(json.dumps(old))
-    assert not outcomes.is_partial(saved.read(path)["ctx_summaries"][0])
+    assert not outcomes.is_partial(load_results.read(path)["ctx_summaries"][0])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from longctx.load_results import FULL_SUFFIXES, content_of
 from longctx.report import flat, page
 from longctx.report.__main__ import write as write_report
-from longctx.saved import FULL_SUFFIXES, content_of
 from tests import browser
 from tests.saved_runs import full_results, write
 

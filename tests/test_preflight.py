@@ -7,8 +7,8 @@ import torch
 
 from longctx import preflight
 from longctx.config import SettingError
+from longctx.distributed import Processes
 from longctx.settings import Settings
-from longctx.workers import Workers
 
 
 @pytest.mark.parametrize(
@@ -68,5 +68,5 @@ def test_when_a_chat_template_is_used(wish, template, prefers_raw, needs_turn, u
 )
 def test_each_process_has_a_gpu_of_its_own(monkeypatch, count, device_map, gpu, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    workers = Workers(rank=3, count=count, local_rank=1)
+    workers = Processes(rank=3, count=count, local_rank=1)
     assert preflight.placed(Settings(device_map=device_map), workers).device_map == expected

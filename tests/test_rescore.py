@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from longctx import rescore, saved
+from longctx import load_results, rescore
 from tests.saved_runs import full_results
 
 
@@ -32,7 +32,7 @@ def test_scores_and_summaries_are_those_of_today(tmp_path, monkeypatch):
     lines.write_text("{}\n")
     monkeypatch.setattr(sys, "argv", ["rescore", str(path)])
     rescore.main()
-    full = saved.read(path)
+    full = load_results.read(path)
     samples = [row["samples"][0] for row in full["rows"]]
     assert [sample["contains"] for sample in samples] == [1, 0, 1]
     assert [sample["em"] for sample in samples] == [1, 0, 0]

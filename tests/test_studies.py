@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from longctx import saved
+from longctx import load_results
 from longctx.paired import ScoreDifference
 from longctx.run_files import RunFiles
 from studies import comparisons, figures, lines, measurements, tables
@@ -84,7 +84,7 @@ def test_a_line_is_what_the_logs_hold(logs):
     points = measurements.of_sweep(measurements.read(logs), "attention/whole")
     found = {line.label: line for line in lines.attention_lines(points, "ttft_ms")}
     assert list(found) == list(lines.BACKENDS)
-    for file in saved.find([logs / "attention/whole"]):
+    for file in load_results.find([logs / "attention/whole"]):
         run = file[1]
         line = found[run["run_meta"]["variables"]["ATTN_IMPL"]]
         expected = []
@@ -331,10 +331,10 @@ def test_a_difference_is_seen_where_interval_and_test_agree():
 def test_packed_results_are_read_and_torn_ones_named(tmp_path):
     write(tmp_path, 1, packed=True)
     (path,) = tmp_path.iterdir()
-    meta = saved.read(path)["run_meta"]
+    meta = load_results.read(path)["run_meta"]
     assert meta["model"] == "m"
     assert RunFiles.finished(tmp_path, meta["fingerprint"]) == path
     assert RunFiles.finished(tmp_path, "another") is None
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(saved.UnusableFileError, match="is not whole gzip"):
-        saved.read(path)
+    with pytest.raises(load_results.UnusableFileError, match="is not whole gzip"):
+        load_results.read(path)

@@ -12,7 +12,7 @@ import pytest
 
 from longctx import config, models, sweep
 from longctx.config import CannotRunError
-from longctx.supplies import Supplies
+from longctx.shared_resources import SharedResources
 from tests import runs
 from tests.runs import ROOT, environ, without_timings
 
@@ -129,7 +129,7 @@ def test_runs_of_one_process_are_those_of_their_own(tiny_folder, tmp_path, monke
 
 @pytest.mark.model
 def test_samples_and_models_are_shared_only_where_they_are_the_same(tiny_folder, tmp_path):
-    supplies = Supplies(keeps_prompts=True)
+    supplies = SharedResources(keeps_prompts=True)
 
     def made(**changes):
         values = environ(tiny_folder, tmp_path, N_SAMPLES="2", CONTEXTS="200", **changes)

@@ -10,7 +10,7 @@ import longbench_kv_eval
 import narrativeqa_eval
 from longctx import thinking
 from longctx.answers import free_text, is_answer
-from longctx.letters import letter_of
+from longctx.multiple_choice import letter_of
 
 # A thought, the answer after it; an empty answer is a thought that was cut off.
 OUTPUTS = [

@@ -9,8 +9,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from longctx.letters import official_letter_of
 from longctx.metrics.words import whole_words
+from longctx.multiple_choice import official_letter_of
 
 _CLOSED_ANSWERS = ("yes", "no", "noanswer")
 

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from longctx import config, console, results, saved, tables
+from longctx import config, console, load_results, results, tables
 from longctx.config import CannotRunError, SettingError
 from longctx.report import flat, page
 
@@ -29,7 +29,7 @@ def write(paths: list[Path], output: Path, samples: int) -> None:
             raise SettingError("path", path, "there is no such file or folder")
     if output.exists() and not output.is_file():
         raise SettingError("-o", output, "is there, and no file")
-    runs = list(saved.find(paths))
+    runs = list(load_results.find(paths))
     if not runs:
         names = " ".join(map(str, paths))
         raise SettingError("path", names, "has no results; a run writes *_full.json into LOGDIR")

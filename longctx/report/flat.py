@@ -9,7 +9,7 @@ from typing import Any
 
 from longctx import config, outcomes, tables
 from longctx.console import printable
-from longctx.saved import FullResults
+from longctx.load_results import FullResults
 
 Runs = Sequence[tuple[Path, FullResults]]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from longctx import apart, config, outcomes, paired, tables
+from longctx import config, outcomes, paired, run_differences, tables
 from longctx.console import printable
-from longctx.saved import FullResults
+from longctx.load_results import FullResults
 
 Runs = Sequence[tuple[Path, FullResults]]
 
@@ -145,7 +145,7 @@ def _labels(metas: Sequence[dict[str, Any]]) -> list[str]:
         groups.setdefault(key, []).append(number)
     labels: dict[int, str] = {}
     for numbers in groups.values():
-        mine = apart.labels([metas[number] for number in numbers])
+        mine = run_differences.labels([metas[number] for number in numbers])
         labels |= dict(zip(numbers, mine, strict=True))
     return [labels[number] for number in range(len(metas))]
 

@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from longctx import outcomes, saved_schema
+from longctx import outcomes, result_schema
 from longctx.console import notice, printable
-from longctx.saved_schema import UnusableFileError
+from longctx.result_schema import UnusableFileError
 
 __all__ = ["UnusableFileError", "find", "read"]
 
@@ -73,14 +73,14 @@ def parsed(text: bytes) -> Any:
 def read(path: Path) -> FullResults:
     """The full results in a file, which may be packed by gzip. Raises UnusableFileError."""
     full: FullResults = _clean(parsed(content_of(path)))
-    saved_schema.check(full)
+    result_schema.check(full)
     outcomes.complete(full)
     return full
 
 
 def check_row(row: Any, meta: dict[str, Any]) -> None:
     """Raises UnusableFileError unless a run with this meta data can go on with the row."""
-    saved_schema.check_row(_clean(row), meta)
+    result_schema.check_row(_clean(row), meta)
 
 
 def find(paths: Sequence[Path]) -> Iterator[tuple[Path, FullResults]]:

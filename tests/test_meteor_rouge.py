@@ -9,11 +9,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
 from longctx import wordnet
-from longctx.metrics import overlap, words
+from longctx.metrics import meteor_rouge, words
 
 
 def test_scores_are_the_best_over_the_references():
-    (score,) = overlap.score(["the cat sat"], [["a dog", "the cat sat down"]])
+    (score,) = meteor_rouge.score(["the cat sat"], [["a dog", "the cat sat down"]])
     rouge = RougeScorer(["rouge1", "rougeL"]).score("the cat sat down", "the cat sat")
     assert score["rouge1"] == pytest.approx(rouge["rouge1"].fmeasure)
     assert score["rougeL"] == pytest.approx(rouge["rougeL"].fmeasure)
@@ -23,7 +23,7 @@ def test_scores_are_the_best_over_the_references():
 
 def test_meteor_knows_synonyms_and_stems():
     """Without WordNet these words would not match: it is the real METEOR."""
-    synonym, stem, other = overlap.score(
+    synonym, stem, other = meteor_rouge.score(
         ["big auto", "big cats", "big zebra"], [["big car"], ["big cat"], ["big car"]]
     )
     assert synonym["meteor"] > 0.9
@@ -32,28 +32,28 @@ def test_meteor_knows_synonyms_and_stems():
 
 
 def test_empty_and_unicode_answers():
-    empty, no_reference, accents = overlap.score(
+    empty, no_reference, accents = meteor_rouge.score(
         ["", "x", "Café 日本"], [["something"], ["", "  "], ["café 日本"]]
     )
     assert empty == {"meteor": 0.0, "rouge1": 0.0, "rougeL": 0.0}
-    assert no_reference == dict.fromkeys(overlap.SCORE_NAMES)
+    assert no_reference == dict.fromkeys(meteor_rouge.SCORE_NAMES)
     assert accents["meteor"] > 0.9
-    assert overlap.score([], []) == []
+    assert meteor_rouge.score([], []) == []
 
 
 def test_punctuation_is_no_match_and_no_word():
     assert words.meteor_words("He left. She didn't… “e.g.” (5%)!") == [
         "he", "left", "she", "did", "n't", "e.g", "5",
     ]  # fmt: skip
-    dotted, plain = overlap.score(["a doctor.", "a doctor"], [["a thief."], ["a thief"]])
+    dotted, plain = meteor_rouge.score(["a doctor.", "a doctor"], [["a thief."], ["a thief"]])
     assert dotted == plain
-    right, nothing = overlap.score(["Paris", "."], [["Paris."], ["Paris."]])
+    right, nothing = meteor_rouge.score(["Paris", "."], [["Paris."], ["Paris."]])
     assert right == {"meteor": 0.5, "rouge1": 1, "rougeL": 1}
     assert nothing["meteor"] == 0
 
 
 def test_rouge_does_not_stem():
-    (score,) = overlap.score(["running dogs"], [["run dog"]])
+    (score,) = meteor_rouge.score(["running dogs"], [["run dog"]])
     assert score["rouge1"] == score["rougeL"] == 0
 
 
@@ -75,7 +75,7 @@ def test_rouge_does_not_stem():
 )
 def test_words_of_any_script(text, expected):
     assert words.rouge_words(text) == expected
-    (score,) = overlap.score([text], [[text]])
+    (score,) = meteor_rouge.score([text], [[text]])
     assert score["rouge1"] == score["rougeL"] == 1
     assert score["meteor"] >= 0.5
 
@@ -105,7 +105,7 @@ def test_without_wordnet_an_error_says_how_to_get_it(monkeypatch):
 
 @pytest.mark.parametrize("package", ["evaluate", "rouge_score.rouge_scorer"])
 def test_a_missing_package_is_named_with_the_way_out(monkeypatch, package):
-    overlap._metric.cache_clear()
+    meteor_rouge._metric.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"need the package {package}: pip install -r req"):
-        overlap.check()
+        meteor_rouge.check()

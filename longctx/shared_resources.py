@@ -29,7 +29,7 @@ _OF_REQUESTS = frozenset(
 )
 
 
-class Supplies:
+class SharedResources:
     """Makes what a run asks for, once for all runs that ask for the same.
 
     keeps_prompts: keep every prompt made, for the next run over the same samples. Of models only

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from longctx.config import Launch, SettingError
+from longctx.distributed import Processes
 from longctx.preflight import placed
 from longctx.settings import Settings
-from longctx.workers import Workers
 from tests.runs import run, start, without_timings
 
 pytestmark = pytest.mark.model
@@ -123,17 +123,17 @@ def test_launch_is_torchruns_word_alone():
 
 def test_shares_are_dealt_out_in_turn():
     items = list(range(7))
-    shares = [Workers(rank, 3).mine(items) for rank in range(3)]
+    shares = [Processes(rank, 3).mine(items) for rank in range(3)]
     assert shares == [[0, 3, 6], [1, 4], [2, 5]]
-    assert Workers(1, 3, shards=False).mine(items) == items
+    assert Processes(1, 3, shards=False).mine(items) == items
 
 
 def test_where_each_process_goes(monkeypatch):
     with pytest.raises(SettingError, match="needs torchrun"):
-        placed(Settings(tp_plan="auto"), Workers())
+        placed(Settings(tp_plan="auto"), Processes())
     with pytest.raises(SettingError, match="weights to load"):
-        placed(Settings(tp_plan="auto", model_id="random/mistral-7b"), Workers(0, 2))
+        placed(Settings(tp_plan="auto", model_id="random/mistral-7b"), Processes(0, 2))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert placed(Settings(), Workers(1, 2, local_rank=1)).device_map == "cuda:1"
-    assert placed(Settings(device_map="cpu"), Workers(1, 2, 1)).device_map == "cpu"
-    assert placed(Settings(), Workers()).device_map == "auto"
+    assert placed(Settings(), Processes(1, 2, local_rank=1)).device_map == "cuda:1"
+    assert placed(Settings(device_map="cpu"), Processes(1, 2, 1)).device_map == "cpu"
+    assert placed(Settings(), Processes()).device_map == "auto"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from longctx.letters import letter_of
+from longctx.multiple_choice import letter_of
 
 CHOICES = {
     "A": "The treaty was never signed.",

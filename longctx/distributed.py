@@ -17,7 +17,7 @@ _PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class Workers:
+class Processes:
     """Rank `rank` of `count` processes.
 
     shards: each process takes a share of the samples; else all work on every request together,
@@ -31,7 +31,7 @@ class Workers:
     _group: Any = None
 
     @classmethod
-    def join(cls, launch: Launch, shards: bool) -> "Workers":
+    def join(cls, launch: Launch, shards: bool) -> "Processes":
         """Meet the other processes. Raises CannotRunError where a machine has too few GPUs."""
         if launch.count == 1:
             return cls()

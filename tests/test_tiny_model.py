@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
-from longctx import models, requests, trial
+from longctx import models, requests, tiny_model
 from longctx.config import SettingError
 from longctx.settings import Settings
 from tests.runs import run
@@ -25,7 +25,7 @@ GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 16, "intermediate_size"
 
 @pytest.fixture(autouse=True)
 def nothing_tried_yet(monkeypatch):
-    monkeypatch.setattr(trial, "_passed", set())
+    monkeypatch.setattr(tiny_model, "_passed", set())
 
 
 def check(config, pruning=None, **settings):
@@ -33,7 +33,7 @@ def check(config, pruning=None, **settings):
     settings = Settings(**settings)
     source = SimpleNamespace(config=config, is_random=False)
     models.check(settings, source)
-    trial.check(settings, source, pruning)
+    tiny_model.check(settings, source, pruning)
 
 
 def config_of(kind, options):
@@ -79,7 +79,7 @@ RUN = {
 @pytest.mark.parametrize("kind", RUN)
 def test_what_runs_passes(kind):
     config = config_of(kind, RUN[kind])
-    assert trial._tiny_model(config, False) is not None
+    assert tiny_model._tiny_model(config, False) is not None
     state = torch.random.get_rng_state()
     check(config)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -87,7 +87,7 @@ def test_what_runs_passes(kind):
 
 def test_a_tiny_model_keeps_what_decides():
     config = config_of("qwen3", GROUPED | {"num_hidden_layers": 30, "num_attention_heads": 32})
-    tiny = trial.tiny_config(config)
+    tiny = tiny_model.tiny_config(config)
     assert (tiny.num_attention_heads, tiny.num_key_value_heads) == (4, 2)
     assert (tiny.head_dim, tiny.hidden_size, tiny.num_hidden_layers) == (16, 64, 8)
     assert len(tiny.layer_types) == 8
@@ -95,7 +95,7 @@ def test_a_tiny_model_keeps_what_decides():
     assert config.num_hidden_layers == len(config.layer_types) == 30
     for groups, kept in ((1, 1), (32, 4)):
         config.num_key_value_heads = groups
-        assert trial.tiny_config(config).num_key_value_heads == kept
+        assert tiny_model.tiny_config(config).num_key_value_heads == kept
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
@@ -140,7 +140,7 @@ def test_each_setting_of_a_request_is_tried(monkeypatch, settings):
         asked.append((mask.sum(dim=1).tolist(), options["question_tokens"], options["kv_bits"]))
         raise ValueError("no\nsuch thing")
 
-    monkeypatch.setattr(trial, "generate", generate)
+    monkeypatch.setattr(tiny_model, "generate", generate)
     with pytest.raises(SettingError, match=r"KV_QUANT=int4: does not go with a/model: no$"):
         check(config_of("llama", GROUPED), kv_quant="int4", **settings)
     rows = [24, 23] if "batch_size" in settings else [24]
@@ -151,12 +151,12 @@ def test_each_setting_of_a_request_is_tried(monkeypatch, settings):
 def test_what_passed_is_not_tried_again(monkeypatch):
     config = config_of("llama", GROUPED)
     check(config)
-    monkeypatch.setattr(trial, "_tiny_model", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(tiny_model, "_tiny_model", lambda *_: pytest.fail("tried again"))
     check(config)
 
 
 def test_a_kind_without_a_tiny_model_is_left_to_its_first_request(monkeypatch):
-    monkeypatch.setattr(trial, "tiny_config", lambda config: 1 / 0)
+    monkeypatch.setattr(tiny_model, "tiny_config", lambda config: 1 / 0)
     check(config_of("bloom", SIZES))
 
 

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from longctx import saved
+from longctx import load_results
 from longctx.console import printable
 from tests.saved_runs import full_results, write
 
@@ -24,7 +24,7 @@ def test_no_character_that_steers_hides_or_turns_text_is_left(tmp_path, text):
     run = full_results([0.5, 0.25], model=text, variables={text: text})
     run["rows"][0]["samples"][0] |= {"prediction": text, "references": [f"ok {text} ok"]}
     (path,) = write(tmp_path, a=run)
-    read = saved.read(path)
+    read = load_results.read(path)
     texts = json.dumps(read, ensure_ascii=False)
     assert not [letter for letter in texts if unicodedata.category(letter) in STEERING]
     reference = read["rows"][0]["samples"][0]["references"][0]
@@ -55,8 +55,8 @@ def test_ordinary_text_stays():
 def test_a_file_that_is_no_run_is_one_line(tmp_path, content, problem):
     path = tmp_path / "a.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(saved.UnusableFileError, match=problem) as caught:
-        saved.read(path)
+    with pytest.raises(load_results.UnusableFileError, match=problem) as caught:
+        load_results.read(path)
     assert "\n" not in str(caught.value)
 
 
@@ -90,15 +90,15 @@ def test_figures_that_are_none_are_found_out(tmp_path, spoil):
     run = full_results([0.5, 0.25])
     spoil(run)
     (path,) = write(tmp_path, a=run)
-    with pytest.raises(saved.UnusableFileError, match="is not full results"):
-        saved.read(path)
+    with pytest.raises(load_results.UnusableFileError, match="is not full results"):
+        load_results.read(path)
 
 
 def test_what_is_not_a_number_is_not_measured(tmp_path):
     text = json.dumps(full_results([0.5], rows={"ttft_ms": float("nan"), "kv_cache_gb": 0.5}))
     path = tmp_path / "a.json"
     path.write_text(text.replace('"kv_cache_gb": 0.5', '"kv_cache_gb": 1e999'))
-    run = saved.read(path)
+    run = load_results.read(path)
     assert run["rows"][0]["ttft_ms"] is run["rows"][0]["kv_cache_gb"] is None
     assert "Infinity" not in json.dumps(run)
 
@@ -106,7 +106,7 @@ def test_what_is_not_a_number_is_not_measured(tmp_path):
 def test_huge_numbers_are_not_measured(tmp_path):
     run = full_results([0.5], rows={"ttft_ms": 10**400, "kv_cache_gb": 1e300})
     (path,) = write(tmp_path, a=run)
-    row = saved.read(path)["rows"][0]
+    row = load_results.read(path)["rows"][0]
     assert row["ttft_ms"] is row["kv_cache_gb"] is None
 
 
@@ -115,9 +115,9 @@ def test_files_without_end_are_left_out_by_name(tmp_path, monkeypatch, capsys):
     os.mkfifo(tmp_path / "b_full.json")
     os.symlink("c_full.json", tmp_path / "c_full.json")
     os.symlink("/dev/zero", tmp_path / "d_full.json")
-    monkeypatch.setattr(saved, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(load_results, "MAX_BYTES", 100_000)
     (tmp_path / "e_full.json.gz").write_bytes(gzip.compress(b" " * 200_000))
-    assert [found for found, _ in saved.find([tmp_path])] == [path]
+    assert [found for found, _ in load_results.find([tmp_path])] == [path]
     notes = capsys.readouterr().err
     for name, problem in (
         ("b_full.json", "is no file but a pipe"),
@@ -138,7 +138,7 @@ def test_find_takes_what_is_there_and_names_the_rest_once(tmp_path, capsys):
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "a.jsonl").write_text("{}")
     os.symlink("nowhere", tmp_path / "dangling.json")
-    found = list(saved.find([tmp_path, tmp_path / "deep", tmp_path / "a_full.json"]))
+    found = list(load_results.find([tmp_path, tmp_path / "deep", tmp_path / "a_full.json"]))
     assert [path.name for path, _ in found] == ["a_full.json", "b_full.json"]
     notes = capsys.readouterr().err.splitlines()
     assert len(notes) == 2
@@ -152,6 +152,6 @@ def test_a_file_that_may_not_be_read_is_left_out(tmp_path, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied", path)  # root may read everything
 
     write(tmp_path, a=full_results([0.5]))
-    monkeypatch.setattr(saved, "_open_at_once", refused)
-    assert list(saved.find([tmp_path])) == []
+    monkeypatch.setattr(load_results, "_open_at_once", refused)
+    assert list(load_results.find([tmp_path])) == []
     assert "cannot be read: Permission denied" in capsys.readouterr().err
