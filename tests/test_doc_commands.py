@@ -18,7 +18,7 @@ from flex_pipeline import hotpot_qa_flex
 from longctx import config
 from tests import docs
 from tests.runs import start
-from tests.test_workers import free_port
+from tests.test_distributed import free_port
 
 EVALUATIONS = {
     f"{script.__name__}.py": script.TASK.settings
