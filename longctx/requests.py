@@ -122,6 +122,7 @@ class Requests:
             prompt_is_raw=not self.builder.chat_template,
             compared=list(self.choice_tokens),
             has_quality=not self.source.is_random,
+            save_prompts=self.settings.save_prompts,
         )
         figures = self.attention.figures() if self.attention else {}
         return results.request_row(identity | figures, result, samples, wall_ms=wall_ms)

@@ -151,6 +151,9 @@ class Settings:
     logdir: Annotated[str, MinLen(1)] = variable(
         "./logs", "folder for the results", changes_results=False
     )
+    save_prompts: bool = variable(
+        False, "keep each prompt's text in the full results", changes_results=False
+    )
     resume: bool = variable(
         False, "go on with an unfinished run of the same settings in LOGDIR", changes_results=False
     )
@@ -176,6 +179,9 @@ class Settings:
     )
     wandb_entity: str | None = variable(
         None, "W&B user or team; unset: your default", changes_results=False
+    )
+    wandb_run_group: str | None = variable(
+        None, "W&B group of the run; a sweep gives its runs one", changes_results=False
     )
 
 
