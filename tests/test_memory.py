@@ -1,7 +1,7 @@
 """Peak memory of a long prefill, counted on tensors without data, so that no GPU is needed.
 
 On an H200 the same prompts, without the MLP in chunks, took 22.74 GB with the full cache and 20.72
-GB with half of it (logs/narrativeqa/h200-mistral-7b-32k); this count gives 22.70 and 20.69.
+GB with half of it; this count gives 22.70 and 20.69.
 """
 
 import types
