@@ -12,9 +12,12 @@ import difflib
 import importlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,6 +28,11 @@ from longctx.tables import markdown
 
 Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
 AnySettings = TypeVar("AnySettings")
+
+GROUPS = ("what is run", "attention", "KV cache", "weights", "speed", "runs")
+"""Headings of `--help`, in its order."""
+
+_KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
 class CannotRunError(ValueError):
@@ -42,22 +50,33 @@ class SettingError(CannotRunError):
         self.example = example
 
 
+class SettingErrors(CannotRunError):
+    """Several settings that cannot be used."""
+
+    def __init__(self, problems: list[SettingError]):
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
 def variable(
     default: Any,
     help: str,
     *,
+    group: str = "what is run",
     choices: Choices | None = None,
     unused_when: tuple[str, ...] | None = None,
     changes_results: bool = True,
 ) -> Any:
     """A field that an environment variable sets.
 
+    group: one of GROUPS.
     choices: the values allowed, or a function that lists them.
     unused_when: (other variable, value, ...): with any of these this one has no effect.
     changes_results: whether two runs that differ in it may differ in their figures.
     """
     metadata = {
         "help": help,
+        "group": group,
         "choices": choices,
         "unused_when": unused_when,
         "changes_results": changes_results,
@@ -74,19 +93,27 @@ class Variable:
     annotation: Any
     default: Any
     help: str
+    group: str
     choices: tuple[str, ...] | None
     unused_when: tuple[str, ...] | None
     changes_results: bool
     owner: tuple[str, str] | None
     """(variable, value) of the KV method or quantization that it belongs to."""
 
+    @property
+    def is_list(self) -> bool:
+        """Whether its value is several, with commas between."""
+        return get_origin(_bare(self.annotation)) is tuple
+
     def parse(self, text: str) -> Any:
         """The value that `text` stands for. Raises SettingError."""
-        is_list = get_origin(_bare(self.annotation)) is tuple
-        if not text.strip() and not is_list:
+        if redaction.masked(text) != text:
+            problem = "holds a password or token, which results would show"
+            raise SettingError(self.name, text, problem)
+        if not text.strip() and not self.is_list:
             raise SettingError(self.name, text, "is empty; leave it unset for its default")
         value: Any = text.strip()
-        if is_list:
+        if self.is_list:
             value = [part.strip() for part in text.split(",")] if text.strip() else []
             if len(set(value)) < len(value):
                 raise SettingError(self.name, text, "names a value twice")
@@ -99,7 +126,9 @@ class Variable:
         except ValidationError as error:
             problem = error.errors()[0]["msg"].replace("Input should", "should")
             example = f"; for example {self.name}={text_of(self.default)}"
-            raise SettingError(self.name, text, problem + (example if is_list else "")) from None
+            raise SettingError(
+                self.name, text, problem + (example if self.is_list else "")
+            ) from None
 
 
 def _bare(annotation: Any) -> Any:
@@ -115,7 +144,9 @@ def text_of(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
+def _declared(
+    cls: type, owner: tuple[str, str] | None = None, group: str = ""
+) -> Iterator[Variable]:
     hints = get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         assert field.default is not MISSING
@@ -127,6 +158,7 @@ def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
             annotation=hints[field.name],
             default=field.default,
             help=meta["help"],
+            group=group or meta["group"],
             choices=choices() if callable(choices) else choices,
             unused_when=meta.get("unused_when"),
             changes_results=meta.get("changes_results", True),
@@ -136,12 +168,14 @@ def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
 
 def variables(cls: type) -> list[Variable]:
     """Every variable of a script: its settings, then those of the plug-ins that it can choose."""
-    found = list(_declared(cls, owner=None))
-    own = {known.name for known in found}
-    for name in methods.names() if "KV_MODE" in own else ():
-        found += _declared(methods.method_class(name), owner=("KV_MODE", name))
-    for name in quantization.names() if "QUANT_MODE" in own else ():
-        found += _declared(quantization.quantization_class(name), owner=("QUANT_MODE", name))
+    found = list(_declared(cls))
+    groups = {known.name: known.group for known in found}
+    if group := groups.get("KV_MODE"):
+        for name in methods.names():
+            found += _declared(methods.method_class(name), ("KV_MODE", name), group)
+    if group := groups.get("QUANT_MODE"):
+        for name in quantization.names():
+            found += _declared(quantization.quantization_class(name), ("QUANT_MODE", name), group)
     return found
 
 
@@ -213,22 +247,26 @@ def guard() -> None:
 def read(
     cls: type[AnySettings], environ: Mapping[str, str] | None = None
 ) -> tuple[AnySettings, Environment]:
-    """Settings from `environ`, by default the process's. Raises SettingError.
+    """Settings from `environ`, by default the process's.
 
-    Prints a notice for a variable that looks misspelt or has no effect.
+    Prints a notice for a variable that looks misspelt or has no effect. Raises SettingError, or
+    SettingErrors where several values cannot be used.
     """
     environ = os.environ if environ is None else environ
     declared = variables(cls)
     given = {known.name: environ[known.name] for known in declared if known.name in environ}
     redaction.remember(os.environ, environ)
-    for name, value in given.items():
-        if redaction.masked(value) != value:
-            raise SettingError(name, value, "holds a password or token, which results would show")
-    values = {
-        known.name: known.parse(given[known.name]) if known.name in given else known.default
-        for known in declared
-    }
-    _warn_of_misspellings(environ, [known.name for known in declared])
+    values, problems = {}, []
+    for known in declared:
+        try:
+            is_given = known.name in given
+            values[known.name] = known.parse(given[known.name]) if is_given else known.default
+        except SettingError as error:
+            problems.append(error)
+    for name, close in misspelt(environ, values).items():
+        notice(f"{name} is not a setting; did you mean {close}?")
+    if problems:
+        raise problems[0] if len(problems) == 1 else SettingErrors(problems)
     for known in declared:
         condition = known.unused_when
         if known.owner is not None and values[known.owner[0]] != known.owner[1]:
@@ -244,42 +282,56 @@ def environment_with(changes: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
-def without_settings(cls: type) -> dict[str, str]:
-    """The process's environment for a command that is told its settings in another way.
-
-    Settings of `cls` that can change a figure are left out, with a notice for each.
-    """
-    redaction.remember(os.environ)
-    left_out = {known.name for known in variables(cls) if known.changes_results}
-    for name in sorted(left_out & set(os.environ)):
-        notice(f"{name}={os.environ[name]} of the environment is not passed on")
-    return {name: value for name, value in os.environ.items() if name not in left_out}
-
-
 def tell_libraries(name: str, value: str) -> None:
     """Set a variable that only a library reads."""
     os.environ[name] = value
 
 
-def _warn_of_misspellings(environ: Mapping[str, str], known: list[str]) -> None:
-    for name in environ:
-        if name in known or len(name) < 5 or not name.isupper():
-            continue
-        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.87):
-            notice(f"{name} is not a setting; did you mean {close[0]}?")
+def misspelt(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Names that look like a variable's but are none, with that variable's name."""
+    known = set(known)
+    found = {}
+    for name in names:
+        if name not in known and len(name) >= 5 and name.isupper():
+            for close in difflib.get_close_matches(name, known, n=1, cutoff=0.87):
+                found[name] = close
+    return found
 
 
 def help_text(cls: type) -> str:
-    """The table of variables that `--help` prints."""
-    rows = [
-        (known.name, text_of(known.default) or "(unset)", description(known))
-        for known in variables(cls)
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = ["environment variables (name, default, meaning):", ""]
-    for name, default, meaning in rows:
-        lines.append(f"  {name:<{widths[0]}}  {default:<{widths[1]}}  {meaning}")
-    return "\n".join(lines)
+    """The variables by group, in lines of the terminal's width."""
+    declared = variables(cls)
+    indent = max(len(known.name) for known in declared) + 4
+    width = shutil.get_terminal_size().columns - 2
+    blocks = ["environment variables:"]
+    for group in GROUPS:
+        lines = [
+            textwrap.fill(
+                f"{description(known)} [{_kind(known)}]",
+                width=max(width, indent + 20),
+                initial_indent=f"  {known.name}".ljust(indent),
+                subsequent_indent=" " * indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for known in declared
+            if known.group == group
+        ]
+        if lines:
+            blocks.append("\n".join([f" {group}:", *lines]))
+    return "\n\n".join(blocks)
+
+
+def _kind(known: Variable) -> str:
+    """Type and default, as help tells them."""
+    bare = _bare(known.annotation)
+    if get_origin(bare) in (Union, UnionType):
+        bare = _bare(get_args(bare)[0])
+    kind = _KINDS.get(get_args(bare)[0] if known.is_list else bare, "text")
+    kind = "whole numbers with commas" if known.is_list else kind
+    default = text_of(known.default)
+    told = f"default {default}" if default else "unset"
+    return told if known.choices else f"{kind}; {told}"
 
 
 def markdown_tables(scripts: Mapping[str, type]) -> str:
