@@ -30,12 +30,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import narrativeqa_eval
 from kv_compression import methods
-from kv_compression.attention import use_attention
+from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.layer import PrunedLayer
 from kv_compression.methods import PruningMethod, StoredLayer, method_class
+from kv_compression.pruning import kept_count
 from kv_compression.rotary import Rotary
-from kv_compression.selection import kept_count, select
+from kv_compression.selection import select
 from longctx import builtin, environment, synthetic
 from longctx.console import stderr, stdout
 from longctx.prompts import Parts, Prompt, PromptBuilder
