@@ -1,9 +1,7 @@
 """One evaluation run: settings checked first, then model, contexts, requests, results."""
 
-import argparse
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +10,6 @@ from transformers import PreTrainedModel
 from kv_compression import out_of_memory
 from kv_compression.generation import stop_token_ids
 from longctx import (
-    config,
-    console,
     models,
     outcomes,
     prefill,
@@ -26,7 +22,7 @@ from longctx import (
 from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice, stdout
 from longctx.distributed import Processes
-from longctx.interrupt import Terminated, sigterm_raises
+from longctx.interrupt import Terminated
 from longctx.redaction import reason
 from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary
@@ -37,36 +33,6 @@ from longctx.summaries import Summaries
 from longctx.task import Task
 from longctx.tracking import Tracker
 from longctx.weights import Loading
-
-
-def main(task: Task, description: str, environ: Mapping[str, str] | None = None) -> None:
-    """Run `task` as the environment says.
-
-    Exit code 2 for a setting that cannot be used, 1 when every request failed or results cannot be
-    written any more, 130 after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
-    """
-    config.guard()
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=config.help_text(task.settings),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args()
-    try:
-        with sigterm_raises():
-            run = Run(task, *config.read(task.settings, environ))
-            run.execute()
-    except CannotRunError as error:
-        console.error(error)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Terminated:
-        sys.exit(143)
-    if run.failure is not None:
-        if run.workers.is_first:
-            console.error(run.failure)
-        sys.exit(1)
 
 
 class Run:
