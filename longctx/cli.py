@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from longctx import config, console
+from longctx import config, console, settings_help
 from longctx.config import CannotRunError
 from longctx.interrupt import Terminated, sigterm_raises
 
@@ -23,7 +23,7 @@ def main(task: "Task", description: str, environ: Mapping[str, str] | None = Non
     parser = argparse.ArgumentParser(
         usage="NAME=value ... python %(prog)s [-h]",
         description=description,
-        epilog=f"{_examples(task)}\n\n{config.help_text(task.settings)}",
+        epilog=f"{_examples(task)}\n\n{settings_help.help_text(task.settings)}",
         formatter_class=console.HelpFormatter,
     )
     parser.parse_args()

@@ -12,27 +12,21 @@ import difflib
 import importlib
 import os
 import shlex
-import shutil
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from kv_compression import methods
 from longctx import console, quantization, redaction
 from longctx.console import notice
-from longctx.tables import markdown
 
 Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
 AnySettings = TypeVar("AnySettings")
 
 GROUPS = ("what is run", "attention", "KV cache", "weights", "speed", "runs")
 """Headings of `--help`, in its order."""
-
-_KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
 class CannotRunError(ValueError):
@@ -100,10 +94,19 @@ class Variable:
     owner: tuple[str, str] | None
     """(variable, value) of the KV method or quantization that it belongs to."""
 
+    def unused_beside(self, values: Mapping[str, Any]) -> str | None:
+        """The setting, as NAME=value, that leaves this one without effect; None where none does."""
+        chooser, *choices = self.unused_when or ("",)
+        if self.owner is not None:
+            chooser, choice = self.owner
+            choices = [] if values[chooser] == choice else [values[chooser]]
+        is_unused = bool(choices) and values[chooser] in choices
+        return f"{chooser}={values[chooser]}" if is_unused else None
+
     @property
     def is_list(self) -> bool:
         """Whether its value is several, with commas between."""
-        return get_origin(_bare(self.annotation)) is tuple
+        return get_origin(bare(self.annotation)) is tuple
 
     def parse(self, text: str) -> Any:
         """The value that `text` stands for. Raises SettingError."""
@@ -131,7 +134,8 @@ class Variable:
             ) from None
 
 
-def _bare(annotation: Any) -> Any:
+def bare(annotation: Any) -> Any:
+    """The type without what limits its values."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
@@ -256,25 +260,39 @@ def read(
     declared = variables(cls)
     given = {known.name: environ[known.name] for known in declared if known.name in environ}
     redaction.remember(os.environ, environ)
+    for name, close in misspelt(environ, [known.name for known in declared]).items():
+        notice(f"{name} is not a setting; did you mean {close}?")
+    values = _parsed(declared, given)
+    for known in declared:
+        if known.name in given and (why := known.unused_beside(values)):
+            notice(f"{known.name} has no effect with {why}")
+    own = {known.field: values[known.name] for known in declared if known.owner is None}
+    return cls(**own), Environment(values, frozenset(given), declared, Launch.of(environ))
+
+
+def _parsed(declared: Iterable[Variable], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values by variable, the default where `texts` has none. Raises as `read` does."""
     values, problems = {}, []
     for known in declared:
         try:
-            is_given = known.name in given
-            values[known.name] = known.parse(given[known.name]) if is_given else known.default
+            is_given = known.name in texts
+            values[known.name] = known.parse(texts[known.name]) if is_given else known.default
         except SettingError as error:
             problems.append(error)
-    for name, close in misspelt(environ, values).items():
-        notice(f"{name} is not a setting; did you mean {close}?")
     if problems:
         raise problems[0] if len(problems) == 1 else SettingErrors(problems)
-    for known in declared:
-        condition = known.unused_when
-        if known.owner is not None and values[known.owner[0]] != known.owner[1]:
-            condition = (known.owner[0], values[known.owner[0]])
-        if known.name in given and condition and values[condition[0]] in condition[1:]:
-            notice(f"{known.name} has no effect with {condition[0]}={values[condition[0]]}")
-    own = {known.field: values[known.name] for known in declared if known.owner is None}
-    return cls(**own), Environment(values, frozenset(given), declared, Launch.of(environ))
+    return values
+
+
+def without_unused(cls: type, changes: Mapping[str, str]) -> dict[str, str]:
+    """`changes` of the process's environment, less those that have no effect beside the others.
+
+    Raises as `read` does.
+    """
+    declared = variables(cls)
+    values = _parsed(declared, environment_with(changes))
+    unused = {known.name for known in declared if known.unused_beside(values)}
+    return {name: value for name, value in changes.items() if name not in unused}
 
 
 def environment_with(changes: Mapping[str, str]) -> dict[str, str]:
@@ -285,6 +303,11 @@ def environment_with(changes: Mapping[str, str]) -> dict[str, str]:
 def tell_libraries(name: str, value: str) -> None:
     """Set a variable that only a library reads."""
     os.environ[name] = value
+
+
+def set_if_unset(name: str, value: str) -> None:
+    """Set a variable for what this process does from here on, unless the environment has it."""
+    os.environ.setdefault(name, value)
 
 
 def misspelt(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
@@ -298,79 +321,10 @@ def misspelt(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def help_text(cls: type) -> str:
-    """The variables by group, in lines of the terminal's width."""
-    declared = variables(cls)
-    indent = max(len(known.name) for known in declared) + 4
-    width = shutil.get_terminal_size().columns - 2
-    blocks = ["environment variables:"]
-    for group in GROUPS:
-        lines = [
-            textwrap.fill(
-                f"{description(known)} [{_kind(known)}]",
-                width=max(width, indent + 20),
-                initial_indent=f"  {known.name}".ljust(indent),
-                subsequent_indent=" " * indent,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            for known in declared
-            if known.group == group
-        ]
-        if lines:
-            blocks.append("\n".join([f" {group}:", *lines]))
-    return "\n\n".join(blocks)
-
-
-def _kind(known: Variable) -> str:
-    """Type and default, as help tells them."""
-    bare = _bare(known.annotation)
-    if get_origin(bare) in (Union, UnionType):
-        bare = _bare(get_args(bare)[0])
-    kind = _KINDS.get(get_args(bare)[0] if known.is_list else bare, "text")
-    kind = "whole numbers with commas" if known.is_list else kind
-    default = text_of(known.default)
-    told = f"default {default}" if default else "unset"
-    return told if known.choices else f"{kind}; {told}"
-
-
-def markdown_tables(scripts: Mapping[str, type]) -> str:
-    """The tables of docs/settings.md: variables that `scripts` share, then those that differ.
-
-    scripts: settings classes by the name of their script.
-    """
-    declared = [{known.name: known for known in variables(cls)} for cls in scripts.values()]
-    shared, differing = [], []
-    for name in dict.fromkeys(name for mine in declared for name in mine):
-        defaults = [_default(mine, name) for mine in declared]
-        meaning = description(next(mine[name] for mine in declared if name in mine))
-        if len(set(defaults)) == 1:
-            shared.append((f"`{name}`", defaults[0], meaning))
-        else:
-            differing.append((f"`{name}`", *defaults, meaning))
-    tables = [markdown(("variable", "default", "meaning"), shared)]
-    if differing:
-        names = (f"`{name}`" for name in scripts)
-        tables.append(markdown(("variable", *names, "meaning"), differing))
-    return "\n\n".join(tables)
-
-
-def _default(declared: Mapping[str, Variable], name: str) -> str:
-    if name not in declared:
-        return "-"
-    text = text_of(declared[name].default)
-    return f"`{text}`" if text else ""
-
-
-def description(known: Variable) -> str:
-    """Help, choices and the plug-in that a variable belongs to, in one line."""
-    choices = f"; one of {', '.join(known.choices)}" if known.choices else ""
-    owner = f" (with {known.owner[0]}={known.owner[1]})" if known.owner else ""
-    return f"{known.help}{choices}{owner}"
-
-
 def main() -> None:
     """Print the tables of docs/settings.md: `python -m longctx.config narrativeqa_eval ...`."""
+    from longctx.settings_help import markdown_tables
+
     parser = argparse.ArgumentParser(prog="python -m longctx.config", description=main.__doc__)
     parser.add_argument("scripts", nargs="+", metavar="SCRIPT")
     names = parser.parse_args().scripts

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -39,6 +40,7 @@ class Run:
     """A run from its settings to its files; `supplies` may be shared with other runs.
 
     failure: why nothing came of it although it is finished, the same in all processes; else None.
+    results_path: its full results, once they are there; None in processes other than the first.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Run:
         self.workers = Processes.join(environ.launch, shards=settings.tp_plan == "none")
         self.settings = preflight.placed(settings, self.workers)
         self.failure: str | None = None
+        self.results_path: Path | None = None
         self.meta = run_metadata.run_meta(
             task,
             settings,
@@ -179,6 +182,7 @@ class Run:
             for phase in ("prefill", "decode")
         }
         full = files.finish(rows, summaries, summary)
+        self.results_path = files.full_path
         tracker.finish(rows, summary)
         stdout.print(tables.table_of([full]))
         tables.print_predictions(full)
@@ -211,6 +215,7 @@ class Run:
             path = RunFiles.finished(self.logdir, self.meta["fingerprint"])
         if path is not None:
             notice(f"SKIP_DONE: these settings have their results in {path}")
+            self.results_path = path
         is_done = self.workers.of_first(path is not None)
         if is_done:
             self.workers.leave()

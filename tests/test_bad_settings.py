@@ -120,7 +120,7 @@ for module, *argv in [
     ["hotpotqa_eval", "--help"], ["flex_pipeline.hotpot_qa_flex", "--help"],
     ["flex_pipeline.benchmark_cmd", "--help"], ["longctx.sweep", "--help"],
     ["longctx.sweep", "narrativeqa_eval.py", "KV_MODE=l2,l3"], ["longctx.compare", "--help"],
-    ["longctx.report", "--help"], ["longctx.rescore", "--help"],
+    ["longctx.report", "--help"],
 ]:
     sys.argv = [module, *argv]
     with contextlib.redirect_stdout(io.StringIO()) as out:
