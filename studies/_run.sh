@@ -1,6 +1,15 @@
 # What the sweeps share; each of them reads it first. Every setting of the environment is honoured;
 # the loops' own variables are lists with spaces between.
 set -euo pipefail
+
+# What the sweep does, from its head, and its variables, from where they are read. It starts nothing.
+if (($#)); then
+  sed -n '2,/^[^#]/s/^# //p' "$0"
+  printf '\n%s takes no arguments: it reads the settings of its scripts, and\n\n' "$0"
+  grep -ohE '\$\{[A-Z_]+:?-[^}$]*\}' "$0" "${BASH_SOURCE[0]}" |
+    sed -E 's/..([A-Z_]+):?-(.*)./  \1="\2"/' | awk -F= '!seen[$1]++'
+  [[ $1 == -h || $1 == --help ]] && exit 0 || exit 2
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 LOGDIR=${LOGDIR:-logs/studies}

@@ -63,6 +63,26 @@ def test_each_line_of_a_sweep_can_be_read(name, tmp_path, capsys):
     assert "is not a setting" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", SWEEPS)
+def test_help_says_what_a_sweep_does_and_starts_nothing(name):
+    def ended(argument):
+        return subprocess.run(
+            ["bash", str(ROOT / "studies" / name), argument],
+            env={"PATH": os.environ["PATH"], "PYTHON": "no-such-program"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    helped = ended("--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    head = (ROOT / "studies" / name).read_text().splitlines()[1]
+    assert helped.stdout.startswith(head.removeprefix("# "))
+    assert re.search(r'^  LOGDIR="logs/studies"$', helped.stdout, re.M)
+    assert all(len(line) < 110 for line in helped.stdout.splitlines())
+    assert ended("BATCHES=1").returncode == 2
+
+
 def test_a_sweep_honours_the_environment_and_paths_with_spaces(tmp_path):
     lines, environment = lines_of(
         "quality.sh", tmp_path, MODEL_ID="m", CONTEXTS="700", METHODS="l2", RATIOS="0.5",
