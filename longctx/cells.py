@@ -116,9 +116,10 @@ def axes_of(settings: type, assignments: Sequence[str]) -> dict[str, list[str]]:
             problems.append(SettingError(name, text, problem))
         if name in axes or len(set(values)) < len(values):
             problems.append(SettingError(name, text, "gives the setting or a value twice"))
-        for value in values if known else ():
+        for value in values:
             try:
-                known.parse(value)
+                if known is not None:
+                    known.parse(value)
             except SettingError as error:
                 problems.append(error)
         axes[name] = values

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from threading import Thread
 
@@ -26,7 +26,7 @@ _RESULTS = re.compile(rf"(?:  |.* have their results in )(\S.*(?:{_SUFFIXES}))")
 
 def run(
     cells: Sequence[Cell], timeout_s: float | None, gpus: Sequence[str | None]
-) -> Iterator[tuple[Cell, Outcome]]:
+) -> Generator[tuple[Cell, Outcome], None, None]:
     """Run each script as a command, one at a time on each of `gpus`; what has ended comes first.
 
     gpus: values of CUDA_VISIBLE_DEVICES; None leaves it as it is. Closing the iterator ends what is

@@ -24,7 +24,7 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ def run_all(
     return 0 if n_done == len(cells) else 1
 
 
-def _in_this_process(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+def _in_this_process(cells: Sequence[Cell]) -> Generator[tuple[Cell, Outcome], None, None]:
     from longctx.shared_resources import SharedResources
 
     resources = SharedResources(keeps_prompts=True)

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from longctx import config, models, runner, sweep
+from kv_compression import attention, methods
+from longctx import config, models, quantization, runner, sweep
 from longctx.cells import Outcome, grid, read, task_of
 from longctx.config import CannotRunError
 from longctx.shared_resources import SharedResources
@@ -61,6 +62,21 @@ def test_each_line_of_a_sweep_can_be_read(name, tmp_path, capsys):
         told.add((task.name, str(sorted(cell.changes.items()))))
     assert len(told) == len(cells)
     assert "is not a setting" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "package"),
+    [
+        ("kv", "KV_MODE", methods),
+        ("quality", "KV_MODE", methods),
+        ("attention", "ATTN_IMPL", attention),
+        ("quantization", "QUANT_MODE", quantization),
+    ],
+)
+def test_a_sweep_has_every_method_and_backend_there_is(name, variable, package, tmp_path):
+    lines, _ = lines_of(f"{name}.sh", tmp_path)
+    used = {cell.changes.get(variable, "none") for cell in read(lines)}
+    assert used - {"none"} == set(package.names()) - {"none"}
 
 
 @pytest.mark.parametrize("name", SWEEPS)
