@@ -105,7 +105,7 @@ def run(cell: Cell, resources: "SharedResources") -> Outcome:
 def print_tables(outcomes: Mapping[Cell, Outcome]) -> None:
     """A table for each script: the runs that have results side by side, below it what is not done.
 
-    A run is named by the variables in which it differs from another one of its script.
+    A run's label is what of its variables is not the same in all runs of its script.
     """
     for script in dict.fromkeys(cell.script for cell in outcomes):
         mine = {cell: outcome for cell, outcome in outcomes.items() if cell.script == script}
@@ -114,17 +114,18 @@ def print_tables(outcomes: Mapping[Cell, Outcome]) -> None:
         labels, runs, not_done = [], [], []
         for cell, outcome in mine.items():
             differing = {name: cell.changes[name] for name in cell.changes if name not in same}
-            label = " ".join(written(differing))
             problem = outcome.problem
             try:
                 if outcome.results is not None:
                     # Without rows, which would fill the memory after a large sweep.
                     runs.append(load_results.read(outcome.results) | {"rows": []})
-                    labels.append(label)
+                    labels.append(" ".join(differing.values()))
             except load_results.UnusableFileError as error:
                 problem = f"{outcome.results} {error}"
             if problem is not None:
-                not_done.append(console.one_line(f"not done: {label}: {problem}"))
+                not_done.append(
+                    console.one_line(f"not done: {' '.join(written(differing))}: {problem}")
+                )
         if runs:
             table = tables.table_of(runs, labels)
             captions = [*([str(table.caption)] if table.caption else []), *map(escape, not_done)]
@@ -159,7 +160,7 @@ def main() -> int:
     parser.add_argument(
         "--gpus", metavar="0,1", help="isolated runs side by side, one on each of these GPUs"
     )
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()  # options may stand between settings
     if not chosen.isolate and (chosen.timeout or chosen.gpus):
         parser.error("--timeout and --gpus need --isolate")
     if chosen.script is None and sys.stdin.isatty():

@@ -135,7 +135,7 @@ def test_lists_gpus_and_the_environment(folder, bench, monkeypatch):
 
 def test_a_sweep_isolates_its_runs(folder, command, monkeypatch):
     monkeypatch.setenv("LOGDIR", "logs")
-    code, table, notes = command(sweep, "stand_in.py", "SEED=1,2", "--isolate", "--timeout", "60")
+    code, table, notes = command(sweep, "stand_in.py", "--isolate", "SEED=1,2", "--timeout", "60")
     assert code == 0, notes
     assert set(written(folder)) == {"1", "2"}
     assert "1,001.5" in table

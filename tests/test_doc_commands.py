@@ -66,14 +66,18 @@ def run_as_main(argv):
 
 def arguments_of(argv, where, monkeypatch):
     """A Python program's arguments as it reads them; one that it refuses ends the test."""
-    real = argparse.ArgumentParser.parse_args
 
-    def parse_args(self, *_):
-        raise Parsed(real(self))
+    def stopping(parse):
+        def parse_args(self, *_):
+            raise Parsed(parse(self))
+
+        return parse_args
 
     with monkeypatch.context() as patch:
         patch.chdir(where)
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        for name in ("parse_args", "parse_intermixed_args"):
+            parse = getattr(argparse.ArgumentParser, name)
+            patch.setattr(argparse.ArgumentParser, name, stopping(parse))
         patch.setattr(sys, "path", [str(docs.ROOT), *sys.path])
         patch.setattr(sys, "argv", argv[1:] if argv[0] == "-m" else argv)
         with pytest.raises(Parsed) as parsed:

@@ -26,6 +26,12 @@ CELLS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def group(monkeypatch):
+    """What a sweep sets in this process is gone after the test."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "tests")
+
+
 def lines_of(name, tmp_path, **variables):
     """What a sweep would run, and the environment it would run it in; nothing is run."""
     python = tmp_path / "python"
