@@ -44,6 +44,7 @@ from longctx import (
     models,
     preflight,
     results,
+    settings_help,
     statistics,
     synthetic,
     tables,
@@ -290,8 +291,8 @@ def main(
     config.guard()
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=config.help_text(settings_class),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=settings_help.help_text(settings_class),
+        formatter_class=console.HelpFormatter,
     )
     parser.parse_args()
     try:

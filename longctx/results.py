@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from kv_compression.generation import Generation
 from longctx import outcomes, redaction, statistics
+
+if TYPE_CHECKING:
+    from kv_compression.generation import Generation
 
 Row = dict[str, Any]
 Summary = dict[str, Any]
@@ -59,7 +61,7 @@ def gigabytes(count: int | None) -> float | None:
 
 
 def request_row(
-    identity: Row, result: Generation, samples: list[dict[str, Any]], *, wall_ms: float
+    identity: Row, result: "Generation", samples: list[dict[str, Any]], *, wall_ms: float
 ) -> Row:
     """Row of a request that succeeded. `identity` holds run_id, model and so on.
 

@@ -1,10 +1,9 @@
 """One evaluation run: settings checked first, then model, contexts, requests, results."""
 
-import argparse
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,8 +11,6 @@ from transformers import PreTrainedModel
 from kv_compression import out_of_memory
 from kv_compression.generation import stop_token_ids
 from longctx import (
-    config,
-    console,
     models,
     outcomes,
     prefill,
@@ -26,7 +23,7 @@ from longctx import (
 from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice, stdout
 from longctx.distributed import Processes
-from longctx.interrupt import Terminated, sigterm_raises
+from longctx.interrupt import Terminated
 from longctx.redaction import reason
 from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary
@@ -39,40 +36,11 @@ from longctx.tracking import Tracker
 from longctx.weights import Loading
 
 
-def main(task: Task, description: str, environ: Mapping[str, str] | None = None) -> None:
-    """Run `task` as the environment says.
-
-    Exit code 2 for a setting that cannot be used, 1 when every request failed or results cannot be
-    written any more, 130 after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
-    """
-    config.guard()
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=config.help_text(task.settings),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args()
-    try:
-        with sigterm_raises():
-            run = Run(task, *config.read(task.settings, environ))
-            run.execute()
-    except CannotRunError as error:
-        console.error(error)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Terminated:
-        sys.exit(143)
-    if run.failure is not None:
-        if run.workers.is_first:
-            console.error(run.failure)
-        sys.exit(1)
-
-
 class Run:
     """A run from its settings to its files; `supplies` may be shared with other runs.
 
     failure: why nothing came of it although it is finished, the same in all processes; else None.
+    results_path: its full results, once they are there; None in processes other than the first.
     """
 
     def __init__(
@@ -114,6 +82,7 @@ class Run:
         self.workers = Processes.join(environ.launch, shards=settings.tp_plan == "none")
         self.settings = preflight.placed(settings, self.workers)
         self.failure: str | None = None
+        self.results_path: Path | None = None
         self.meta = run_metadata.run_meta(
             task,
             settings,
@@ -213,6 +182,7 @@ class Run:
             for phase in ("prefill", "decode")
         }
         full = files.finish(rows, summaries, summary)
+        self.results_path = files.full_path
         tracker.finish(rows, summary)
         stdout.print(tables.table_of([full]))
         tables.print_predictions(full)
@@ -245,6 +215,7 @@ class Run:
             path = RunFiles.finished(self.logdir, self.meta["fingerprint"])
         if path is not None:
             notice(f"SKIP_DONE: these settings have their results in {path}")
+            self.results_path = path
         is_done = self.workers.of_first(path is not None)
         if is_done:
             self.workers.leave()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import is_env_variable_true
 
 import hotpotqa_eval
-from longctx import console, requests, results, runner
+from longctx import cli, console, requests, results
 from longctx.config import SettingError
 from longctx.run_files import RunFiles
 from tests.runs import environ, run
@@ -99,7 +99,7 @@ def test_hostile_errors_and_settings_steer_no_terminal(
     for variable in ("DATASET_ID", "MODEL_ID", "KV_MODE"):
         values = environ(tiny_folder, tmp_path, **{variable: f"{text}.jsonl"})
         with pytest.raises(SystemExit) as stop:
-            runner.main(hotpotqa_eval.TASK, "", values)
+            cli.main(hotpotqa_eval.TASK, "", values)
         assert stop.value.code == 2
     printed, errors = capsys.readouterr()
     assert errors.count("error: ") == 3
