@@ -69,12 +69,7 @@ class ContextRun:
     """
 
     def __init__(
-        self,
-        requests: Requests,
-        pairs: Batch,
-        identity: Row,
-        known: Iterable[Row],
-        files: RunFiles,
+        self, requests: Requests, pairs: Batch, identity: Row, known: Iterable[Row], files: RunFiles
     ):
         self._requests = requests
         self._pairs = pairs

@@ -6,16 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longctx import (
-    models,
-    outcomes,
-    plan,
-    preflight,
-    results,
-    run_metadata,
-    tables,
-    tiny_model,
-)
+from longctx import models, outcomes, plan, preflight, results, run_metadata, tables, tiny_model
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, stdout
 from longctx.distributed import Processes
