@@ -42,6 +42,7 @@ class LongBenchSettings(Settings):
         "read the letter from the text generated, or compare the four letters' probabilities, "
         "which loses no answer to its form",
         choices=("generate", "loglikelihood"),
+        of="samples",
     )
 
 

@@ -35,7 +35,7 @@ class NarrativeQASettings(Settings):
     dataset_id: str = redefault("dataset_id", "deepmind/narrativeqa")
     max_new_tokens: Count = redefault("max_new_tokens", 128)
     logdir: str = redefault("logdir", "./logs/narrativeqa")
-    use_summary: bool = variable(False, "the summary in place of the full text")
+    use_summary: bool = variable(False, "the summary in place of the full text", of="samples")
 
 
 def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -> Sample:

@@ -39,20 +39,25 @@ def _size(default: int, parameter: str, help: str) -> Any:
     users = [name for name in masks.FACTORIES if parameter in masks.parameters(name)]
     others = [name for name in masks.FACTORIES if name not in users]
     help = f"{help} (with MASK_TYPE={', '.join(users)})"
-    return variable(default, help, group="attention", unused_when=("MASK_TYPE", *others))
+    return variable(
+        default, help, group="attention", unused_when=("MASK_TYPE", *others), of="request"
+    )
 
 
 @dataclass(frozen=True)
 class HotpotQAFlexSettings(hotpotqa_eval.HotpotQASettings):
     """HotpotQA's settings, and the mask's."""
 
-    attn_impl: str = variable("flex", "attention backend", group="attention", choices=("flex",))
+    attn_impl: str = variable(
+        "flex", "attention backend", group="attention", choices=("flex",), of="request"
+    )
     logdir: str = redefault("logdir", os.path.relpath(Path(__file__).parent / "logs"))
     mask_type: str = variable(
         "causal",
         "which tokens a token sees besides itself",
         group="attention",
         choices=tuple(masks.FACTORIES),
+        of="request",
     )
     mask_window: PositiveInt = _size(1024, "window", "tokens in the window, itself included")
     mask_sinks: NaturalInt = _size(4, "sinks", "first tokens that every token sees")

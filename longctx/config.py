@@ -59,6 +59,7 @@ def variable(
     group: str = "what is run",
     choices: Choices | None = None,
     unused_when: tuple[str, ...] | None = None,
+    of: str | None = None,
     changes_results: bool = True,
 ) -> Any:
     """A field that an environment variable sets.
@@ -66,6 +67,8 @@ def variable(
     group: one of GROUPS.
     choices: the values allowed, or a function that lists them.
     unused_when: (other variable, value, ...): with any of these this one has no effect.
+    of: what must be made anew in a process when it changes: "samples", "model" or, with "request",
+        neither; None stands for both.
     changes_results: whether two runs that differ in it may differ in their figures.
     """
     metadata = {
@@ -73,6 +76,7 @@ def variable(
         "group": group,
         "choices": choices,
         "unused_when": unused_when,
+        "of": of,
         "changes_results": changes_results,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -202,44 +206,54 @@ class Launch:
 
 @dataclass(frozen=True)
 class Environment:
-    """What the environment says: settings, the parameters of plug-ins, and what was set at all."""
+    """What the environment says besides the settings.
 
-    values: Mapping[str, Any]
+    plugin_values: of each variable that belongs to a KV method or a quantization.
+    is_set: names of the variables that are set at all.
+    """
+
+    plugin_values: Mapping[str, Any]
     is_set: frozenset[str]
     declared: list[Variable]
     launch: Launch = Launch()
 
+    def values(self, settings: Any) -> dict[str, Any]:
+        """The value of each variable: those of `settings`, then of the plug-ins."""
+        return {
+            known.name: getattr(settings, known.field)
+            if known.owner is None
+            else self.plugin_values[known.name]
+            for known in self.declared
+        }
+
     def parameters(self, variable: str, value: str) -> dict[str, Any]:
         """Keyword arguments for the plug-in that `variable` = `value` chooses."""
         mine = [known for known in self.declared if known.owner == (variable, value)]
-        return {known.field: self.values[known.name] for known in mine}
+        return {known.field: self.plugin_values[known.name] for known in mine}
 
-    def method(self) -> methods.PruningMethod | None:
-        """The KV method that KV_MODE chooses, with its parameters."""
-        name = self.values["KV_MODE"]
+    def method(self, name: str) -> methods.PruningMethod | None:
+        """The KV method `name`, with its parameters; None for "none"."""
         if name == "none":
             return None
         return methods.method_class(name)(**self.parameters("KV_MODE", name))
 
-    def quantization(self) -> quantization.Quantization:
-        """The quantization that QUANT_MODE chooses, with its parameters."""
-        name = self.values["QUANT_MODE"]
+    def quantization(self, name: str) -> quantization.Quantization:
+        """The quantization `name`, with its parameters."""
         return quantization.quantization_class(name)(**self.parameters("QUANT_MODE", name))
 
-    def command(self, script: str) -> str:
-        """The shell line that runs `script` again."""
+    def command(self, settings: Any, script: str) -> str:
+        """The shell line that runs `script` again with `settings`."""
         changed = [
-            f"{known.name}={shlex.quote(text_of(self.values[known.name]))}"
-            for known in self.declared
-            if known.name in self.is_set
+            f"{name}={shlex.quote(text_of(value))}"
+            for name, value in self.values(settings).items()
+            if name in self.is_set
         ]
         return " ".join([*changed, "python", script])
 
-    def fingerprint_values(self) -> dict[str, Any]:
+    def fingerprint_values(self, settings: Any) -> dict[str, Any]:
         """Values of the variables that can change a figure."""
-        return {
-            known.name: self.values[known.name] for known in self.declared if known.changes_results
-        }
+        values = self.values(settings)
+        return {known.name: values[known.name] for known in self.declared if known.changes_results}
 
 
 def guard() -> None:
@@ -266,7 +280,7 @@ def read(
     for known in declared:
         if known.name in given and (why := known.unused_beside(values)):
             notice(f"{known.name} has no effect with {why}")
-    own = {known.field: values[known.name] for known in declared if known.owner is None}
+    own = {known.field: values.pop(known.name) for known in declared if known.owner is None}
     return cls(**own), Environment(values, frozenset(given), declared, Launch.of(environ))
 
 

@@ -17,11 +17,12 @@ NaturalInt = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1), Le(10_000_000)]
 Contexts = Annotated[tuple[Count, ...], MinLen(1)]
 
-_attention = partial(variable, group="attention")
-_kv_cache = partial(variable, group="KV cache")
-_weights = partial(variable, group="weights")
-_speed = partial(variable, group="speed")
-_runs = partial(variable, group="runs")
+_attention = partial(variable, group="attention", of="request")
+_kv_cache = partial(variable, group="KV cache", of="request")
+_weights = partial(variable, group="weights", of="model")
+_samples = partial(variable, of="samples")
+_speed = partial(variable, group="speed", of="request")
+_runs = partial(variable, group="runs", of="request")
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,16 @@ class Settings:
         "attention backend; unset on a machine without a GPU it falls to `sdpa`",
         choices=attention.names,
     )
-    dataset_id: Annotated[str, MinLen(1)] = variable(
+    dataset_id: Annotated[str, MinLen(1)] = _samples(
         "synthetic",
         "hub id, a local `.json`, `.jsonl` or `.parquet` file of the same schema, or `synthetic`",
     )
-    n_samples: Count = variable(100, "samples, the first of the split")
-    batch_size: Count = variable(1, "prompts in one request")
-    contexts: Contexts = variable(
+    n_samples: Count = _samples(100, "samples, the first of the split")
+    batch_size: Count = variable(1, "prompts in one request", of="request")
+    contexts: Contexts = _samples(
         (2048, 4096, 8192, 16384, 32768), "prompt lengths in tokens, question and all included"
     )
-    max_new_tokens: Count = variable(64, "longest answer in tokens")
+    max_new_tokens: Count = variable(64, "longest answer in tokens", of="request")
     kv_mode: str = _kv_cache(
         "none",
         "how the prompt's KV cache is pruned",
@@ -123,26 +124,26 @@ class Settings:
         "samples",
         choices=("none", "auto"),
     )
-    trust_remote_code: bool = _weights(False, "run Python code that comes with a model")
+    trust_remote_code: bool = _weights(False, "run Python code that comes with a model", of=None)
     use_safetensors: bool = _weights(
         True, "refuse weights that are not safetensors; `false`: read pickled ones where need be"
     )
-    split: Annotated[str, MinLen(1)] = variable("test", "split of a hub data set")
-    dataset_config: str | None = variable(
+    split: Annotated[str, MinLen(1)] = _samples("test", "split of a hub data set")
+    dataset_config: str | None = _samples(
         None, "configuration of a hub data set, where it has several"
     )
-    truncate: str = variable(
+    truncate: str = _samples(
         "middle",
         "what a document too long for its context loses, or `skip` to leave the sample out; "
         "`head` and `tail` say which end is kept",
         choices=("middle", "head", "tail", "skip"),
     )
-    chat_template: str = variable(
+    chat_template: str = _samples(
         "auto",
         "wrap prompts in the tokenizer's chat template; `auto`: where it has one that helps",
         choices=("auto", "on", "off"),
     )
-    enable_thinking: str = variable(
+    enable_thinking: str = _samples(
         "auto",
         "whether the chat template asks for a thought before the answer, where it has a say; "
         "`auto`: as the template does of its own",
@@ -152,7 +153,7 @@ class Settings:
     warmup: Annotated[int, Ge(0), Le(1000)] = _runs(
         1, "uncounted requests before each context length"
     )
-    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = variable(
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = _samples(
         0, "seed of synthetic data, random weights and bootstrap"
     )
     logdir: Annotated[str, MinLen(1)] = _runs(

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import narrativeqa_eval
-from longctx import cli, config, runner
+from longctx import cli, config, models, runner
 from longctx.config import SettingError
 from tests.runs import environ, run
 from tests.test_faults import NO_HANDLE, fail
@@ -34,7 +34,7 @@ def test_a_model_that_does_not_fit_is_one_line(tiny_folder, tmp_path, monkeypatc
     def load(*_):
         raise ValueError("Some modules are dispatched on the CPU") from NO_HANDLE
 
-    monkeypatch.setattr(runner.models, "load", load)
+    monkeypatch.setattr(models, "load", load)
     with pytest.raises(
         SettingError, match=r"MODEL_ID=.*does not fit into memory \(CUDA error: CUB"
     ):

@@ -230,16 +230,16 @@ def test_runs_of_one_process_are_those_of_their_own(tiny_folder, tmp_path, monke
 
 @pytest.mark.model
 def test_samples_and_models_are_shared_only_where_they_are_the_same(tiny_folder, tmp_path):
-    supplies = SharedResources(keeps_prompts=True)
+    shared = SharedResources(keeps_prompts=True)
 
     def made(**changes):
         values = environ(tiny_folder, tmp_path, N_SAMPLES="2", CONTEXTS="200", **changes)
         task = task_of("narrativeqa_eval.py")
         settings, environment = config.read(task.settings, values)
-        source = supplies.source(settings)
-        builder = supplies.builder(task, settings, source)
-        samples = supplies.samples(task, settings, builder)
-        model, _ = supplies.model(settings, source, environment.quantization())
+        source = shared.source(settings)
+        builder = shared.builder(task, settings, source)
+        samples = shared.samples(task, settings, builder)
+        model, _ = shared.model(settings, source, environment.quantization(settings.quant_mode))
         prompt = builder.build(samples[200][0].parts, 200, settings.truncate)
         return samples, model, prompt
 
