@@ -11,10 +11,10 @@ from typing import Any
 
 from longctx import synthetic
 from longctx.answers import free_text
+from longctx.cli import main
 from longctx.metrics.exact import hotpot_score
 from longctx.prompts import Parts
 from longctx.records import EXAMPLE, Fields
-from longctx.runner import main
 from longctx.settings import Contexts, Count, Settings, redefault
 from longctx.task import Sample, Task
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from longctx import synthetic
+from longctx.cli import main
 from longctx.config import variable
 from longctx.metrics.exact import letter_score, official_letter_score
 from longctx.multiple_choice import letter_of
 from longctx.prompts import Parts
 from longctx.records import Fields
-from longctx.runner import main
 from longctx.settings import Count, Settings, redefault
 from longctx.task import Sample, Task
 
@@ -42,6 +42,7 @@ class LongBenchSettings(Settings):
         "read the letter from the text generated, or compare the four letters' probabilities, "
         "which loses no answer to its form",
         choices=("generate", "loglikelihood"),
+        of="samples",
     )
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from longctx import gutenberg, synthetic
 from longctx.answers import free_text
+from longctx.cli import main
 from longctx.config import variable
 from longctx.metrics import meteor_rouge
 from longctx.metrics.exact import answer_score, official_f1_score
 from longctx.prompts import Parts
 from longctx.records import EXAMPLE, Fields
-from longctx.runner import main
 from longctx.settings import Count, Settings, redefault
 from longctx.task import Sample, Task
 
@@ -35,7 +35,7 @@ class NarrativeQASettings(Settings):
     dataset_id: str = redefault("dataset_id", "deepmind/narrativeqa")
     max_new_tokens: Count = redefault("max_new_tokens", 128)
     logdir: str = redefault("logdir", "./logs/narrativeqa")
-    use_summary: bool = variable(False, "the summary in place of the full text")
+    use_summary: bool = variable(False, "the summary in place of the full text", of="samples")
 
 
 def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -> Sample:

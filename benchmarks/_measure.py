@@ -28,7 +28,7 @@ def load(model_id: str, dtype: str, quant_mode: str = "none") -> PreTrainedModel
     settings, environ = config.read(
         Settings, {"MODEL_ID": model_id, "DTYPE": dtype, "QUANT_MODE": quant_mode}
     )
-    quantization = environ.quantization()
+    quantization = environ.quantization(quant_mode)
     quantization.check()
     model, _ = models.load(settings, models.find(settings), quantization)
     return model

@@ -15,7 +15,8 @@ from benchmarks import _measure
 from kv_compression import out_of_memory
 from longctx import config, environment, redaction
 from longctx.console import printable
-from longctx.results import model_name, plain, write_whole
+from longctx.results import plain, write_whole
+from longctx.run_metadata import model_name
 from longctx.tables import figure, markdown
 
 Row = dict[str, Any]

@@ -76,7 +76,8 @@ def our_choices(folder: str, tokens: list[int]) -> Choices:
     from kv_compression.generation import generate
     from kv_compression.layer import PrunedLayer
     from kv_compression.methods import StoredLayer, method_class
-    from kv_compression.selection import kept_count, select
+    from kv_compression.pruning import kept_count
+    from kv_compression.selection import select
 
     model = load(folder)
     choices: Choices = {name: {ratio: [] for ratio in KEEP_RATIOS} for name in PRESSES}

@@ -26,7 +26,8 @@ from benchmarks._report import Lines, Report, Row
 from kv_compression.generation import generate
 from longctx import config, models, quantization, synthetic
 from longctx.prompts import PromptBuilder
-from longctx.results import gigabytes, model_name
+from longctx.results import gigabytes
+from longctx.run_metadata import model_name
 from longctx.settings import Settings
 
 Load = Callable[[], PreTrainedModel]

@@ -44,6 +44,8 @@ from longctx import (
     models,
     preflight,
     results,
+    run_metadata,
+    settings_help,
     statistics,
     synthetic,
     tables,
@@ -229,7 +231,7 @@ def measure(settings: DataSettings, field: str, group_by: str | None = None) -> 
     groups = {label: summarize(counts, label) for label in labels}
     return {
         "dataset": settings.dataset_id,
-        "tokenizer": results.model_name(settings.model_id),
+        "tokenizer": run_metadata.model_name(settings.model_id),
         **identity,
         "summary": summarize(counts),
         "groups": dict(sorted(groups.items(), key=lambda item: (item[1]["p50"], item[0]))),
@@ -290,8 +292,8 @@ def main(
     config.guard()
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=config.help_text(settings_class),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=settings_help.help_text(settings_class),
+        formatter_class=console.HelpFormatter,
     )
     parser.parse_args()
     try:
@@ -305,7 +307,7 @@ def main(
 
 def _work(settings: CountSettings, environ: Environment, folder: Path) -> list[Path]:
     result = measure(settings, settings.field, settings.group_by)
-    result["command"] = environ.command("context_histograms/count_tokens.py")
+    result["command"] = environ.command(settings, "context_histograms/count_tokens.py")
     name = Path(result["dataset"]).stem if result["split"] is None else result["dataset"]
     size = settings.n_samples and f"N{settings.n_samples}"
     parts = (name, result["split"], result["field"], settings.group_by, result["tokenizer"], size)

@@ -34,7 +34,7 @@ def plot(settings: LongBenchSettings, environ: Environment, folder: Path) -> lis
     """Count, draw and write the two files."""
     histogram.require_matplotlib()
     result = measure(settings, "context", settings.group_by)
-    result["command"] = environ.command("context_histograms/plot_longbench_tokens.py")
+    result["command"] = environ.command(settings, "context_histograms/plot_longbench_tokens.py")
     panels = {f"LongBench-v2 by {settings.group_by}": result}
     return histogram.save(folder, "longbench_tokens", panels)
 

@@ -29,7 +29,9 @@ class NarrativeQASettings(DataSettings):
 def plot(settings: NarrativeQASettings, environ: Environment, folder: Path) -> list[Path]:
     """Count, draw and write the two files."""
     histogram.require_matplotlib()
-    command = {"command": environ.command("context_histograms/plot_narrativeqa_tokens.py")}
+    command = {
+        "command": environ.command(settings, "context_histograms/plot_narrativeqa_tokens.py")
+    }
     panels = {title: measure(settings, field) | command for title, field in FIELDS.items()}
     return histogram.save(folder, "narrativeqa_tokens", panels)
 

@@ -10,19 +10,28 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import hotpotqa_eval
 from flex_pipeline import masks
-from flex_pipeline.masked_attention import MaskedFlex
-from flex_pipeline.patching import enable_flex_attention_dense_causal
+from longctx.cli import main
 from longctx.config import SettingError, variable
-from longctx.runner import main
 from longctx.settings import NaturalInt, PositiveInt, redefault
 
-__all__ = ["TASK", "HotpotQAFlexSettings", "attention", "enable_flex_attention_dense_causal"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from flex_pipeline.masked_attention import MaskedFlex
+    from flex_pipeline.patching import FlexPatch
+
+
+def enable_flex_attention_dense_causal(model: "PreTrainedModel") -> "FlexPatch":
+    """FlexAttention in a loaded model, as `flex_pipeline.patching` describes it."""
+    from flex_pipeline import patching
+
+    return patching.enable_flex_attention_dense_causal(model)
 
 
 def _size(default: int, parameter: str, help: str) -> Any:
@@ -30,17 +39,25 @@ def _size(default: int, parameter: str, help: str) -> Any:
     users = [name for name in masks.FACTORIES if parameter in masks.parameters(name)]
     others = [name for name in masks.FACTORIES if name not in users]
     help = f"{help} (with MASK_TYPE={', '.join(users)})"
-    return variable(default, help, unused_when=("MASK_TYPE", *others))
+    return variable(
+        default, help, group="attention", unused_when=("MASK_TYPE", *others), of="request"
+    )
 
 
 @dataclass(frozen=True)
 class HotpotQAFlexSettings(hotpotqa_eval.HotpotQASettings):
     """HotpotQA's settings, and the mask's."""
 
-    attn_impl: str = variable("flex", "attention backend", choices=("flex",))
+    attn_impl: str = variable(
+        "flex", "attention backend", group="attention", choices=("flex",), of="request"
+    )
     logdir: str = redefault("logdir", os.path.relpath(Path(__file__).parent / "logs"))
     mask_type: str = variable(
-        "causal", "which tokens a token sees besides itself", choices=tuple(masks.FACTORIES)
+        "causal",
+        "which tokens a token sees besides itself",
+        group="attention",
+        choices=tuple(masks.FACTORIES),
+        of="request",
     )
     mask_window: PositiveInt = _size(1024, "window", "tokens in the window, itself included")
     mask_sinks: NaturalInt = _size(4, "sinks", "first tokens that every token sees")
@@ -48,8 +65,10 @@ class HotpotQAFlexSettings(hotpotqa_eval.HotpotQASettings):
     mask_dilation: PositiveInt = _size(2, "dilation", "distance between the window's tokens")
 
 
-def attention(settings: HotpotQAFlexSettings) -> MaskedFlex:
+def attention(settings: HotpotQAFlexSettings) -> "MaskedFlex":
     """FlexAttention under the mask that the settings choose; SettingError for what excludes it."""
+    from flex_pipeline.masked_attention import MaskedFlex
+
     if settings.kv_mode != "none":
         problem = "a mask counts positions, which a pruned cache has lost; leave it at none"
         raise SettingError("KV_MODE", settings.kv_mode, problem)

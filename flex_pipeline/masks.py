@@ -4,12 +4,15 @@ Position 0 is a row's first token; padding has no position. In every mask a toke
 in all but `prefix` nothing after itself.
 """
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Span(NamedTuple):

@@ -22,7 +22,7 @@ from kv_compression.storage import KeyValue
 
 
 class PrunedCache(DynamicCache):
-    """A cache of `num_layers` PrunedLayers, to be used with `attention.use_attention`.
+    """A cache of `num_layers` PrunedLayers, to be used with `attention_hook.use_attention`.
 
     newest: the layer that was written to last, or None.
     prompt_lengths: for each row the tokens of its whole prompt, or None where that is not known.

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kv_compression import decode_graph, layered, rope_length
-from kv_compression.attention import Backend, refuse_window, use_attention
+from kv_compression.attention import Backend
+from kv_compression.attention_hook import refuse_window, use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.last_layer import last_token_alone

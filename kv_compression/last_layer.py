@@ -1,6 +1,6 @@
 """In the last layer a prompt needs its keys and values; all else only for its last token.
 
-Nothing reads what the last layer makes of the tokens before, so attention (`attention._forward`),
+Nothing reads what the last layer makes of the tokens before, so attention (`attention_hook`),
 the output projection and the MLP leave them out. The logits stay the same, up to the rounding of
 products of another height.
 """

@@ -4,8 +4,6 @@ import errno
 import re
 from collections.abc import Iterator
 
-import torch
-
 # Triton's "out of resource: shared memory" is none of them: there a kernel asks for more than a
 # multiprocessor has, whatever else is in memory.
 _NAMES = re.compile(
@@ -24,12 +22,16 @@ def cause(error: BaseException) -> BaseException | None:
 
     A device that is lost is lost, whatever came before.
     """
+    import torch
+
     if isinstance(error, torch.AcceleratorError) and not _is_named(error):
         return None
     return next(filter(_is_named, _chain(error)), None)
 
 
 def _is_named(error: BaseException) -> bool:
+    import torch
+
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

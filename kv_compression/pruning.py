@@ -1,10 +1,10 @@
 """How much of a prompt's cache stays, and where."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kv_compression.methods import PruningMethod
-from kv_compression.selection import kept_count
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Pruning:
         if prompt_length < self.prune_after:
             return length
         return kept_count(prompt_length, self.keep_ratio)
+
+
+def kept_count(length: int, keep_ratio: float) -> int:
+    """Number of tokens kept of `length`: ceil(keep_ratio * length), so never 0 of 1 or more."""
+    return min(length, math.ceil(keep_ratio * length))
 
 
 def check_skip_layers(skip_layers: Iterable[int], num_layers: int) -> None:

@@ -5,10 +5,14 @@ groups of tokens; values token by token. Groups of tokens are counted from a row
 takes part in none, so that a row has the same codes in a batch as alone.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 BITS = {"int8": 8, "int4": 4}
 """Bits of a stored number, by the name of the format."""
@@ -31,8 +35,10 @@ class Quantized:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, numbers: torch.Tensor, dim: int, bits: int) -> "Quantized":
+    def of(cls, numbers: torch.Tensor, dim: int, bits: int) -> Quantized:
         """Quantize floats; one group is what `dim` runs over."""
+        import torch
+
         lowest, highest = numbers.amin(dim, keepdim=True), numbers.amax(dim, keepdim=True)
         # Half the bytes of float32 and finer than bfloat16, whose rounding would shift a group.
         kept = torch.float32 if numbers.dtype == torch.float32 else torch.float16
@@ -47,6 +53,8 @@ class Quantized:
 
     def numbers(self) -> torch.Tensor:
         """The floats, up to half a step each."""
+        import torch
+
         codes = self.codes
         if self.bits == 4:
             codes = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2)
@@ -67,6 +75,8 @@ class QuantizedPrefix:
     def __init__(
         self, keys: torch.Tensor, values: torch.Tensor, starts: tuple[int, ...] | None, bits: int
     ):
+        import torch
+
         batch, heads, self.stored_tokens, head_dim = keys.shape
         if bits == 4 and (head_dim % 2 or values.shape[-1] % 2):
             raise ValueError(f"4 bits need an even head_dim, not {head_dim}")

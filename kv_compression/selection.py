@@ -1,6 +1,5 @@
 """Which of the stored tokens stay, given a score for each: counts, ties, order and padding."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,6 @@ class Selection:
 
     index: torch.Tensor
     starts: tuple[int, ...] | None
-
-
-def kept_count(length: int, keep_ratio: float) -> int:
-    """Number of tokens kept of `length`: ceil(keep_ratio * length), so never 0 of 1 or more."""
-    return min(length, math.ceil(keep_ratio * length))
 
 
 def leading(starts: Sequence[int]) -> tuple[int, ...] | None:

@@ -3,13 +3,16 @@
 A prompt stands in it unchanged, or the run ends before it begins.
 """
 
-from datetime import date, datetime, time
-from typing import Any
+from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from datetime import date, datetime, time
+from typing import TYPE_CHECKING, Any
 
 from longctx.config import CannotRunError
 from longctx.redaction import reason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Holds what templates are known to change: letter case, runs of white space, what HTML escapes.
 _PROBE = 'Zoë\'s <b>"A &amp; B"</b>  twice\n\n\tas Big as {{ that }} \\n END'

@@ -12,7 +12,7 @@ import difflib
 import importlib
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,10 +21,12 @@ from pydantic import TypeAdapter, ValidationError
 from kv_compression import methods
 from longctx import console, quantization, redaction
 from longctx.console import notice
-from longctx.tables import markdown
 
 Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
 AnySettings = TypeVar("AnySettings")
+
+GROUPS = ("what is run", "attention", "KV cache", "weights", "speed", "runs")
+"""Headings of `--help`, in its order."""
 
 
 class CannotRunError(ValueError):
@@ -42,24 +44,39 @@ class SettingError(CannotRunError):
         self.example = example
 
 
+class SettingErrors(CannotRunError):
+    """Several settings that cannot be used."""
+
+    def __init__(self, problems: list[SettingError]):
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
 def variable(
     default: Any,
     help: str,
     *,
+    group: str = "what is run",
     choices: Choices | None = None,
     unused_when: tuple[str, ...] | None = None,
+    of: str | None = None,
     changes_results: bool = True,
 ) -> Any:
     """A field that an environment variable sets.
 
+    group: one of GROUPS.
     choices: the values allowed, or a function that lists them.
     unused_when: (other variable, value, ...): with any of these this one has no effect.
+    of: what must be made anew in a process when it changes: "samples", "model" or, with "request",
+        neither; None stands for both.
     changes_results: whether two runs that differ in it may differ in their figures.
     """
     metadata = {
         "help": help,
+        "group": group,
         "choices": choices,
         "unused_when": unused_when,
+        "of": of,
         "changes_results": changes_results,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -74,19 +91,36 @@ class Variable:
     annotation: Any
     default: Any
     help: str
+    group: str
     choices: tuple[str, ...] | None
     unused_when: tuple[str, ...] | None
     changes_results: bool
     owner: tuple[str, str] | None
     """(variable, value) of the KV method or quantization that it belongs to."""
 
+    def unused_beside(self, values: Mapping[str, Any]) -> str | None:
+        """The setting, as NAME=value, that leaves this one without effect; None where none does."""
+        chooser, *choices = self.unused_when or ("",)
+        if self.owner is not None:
+            chooser, choice = self.owner
+            choices = [] if values[chooser] == choice else [values[chooser]]
+        is_unused = bool(choices) and values[chooser] in choices
+        return f"{chooser}={values[chooser]}" if is_unused else None
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its value is several, with commas between."""
+        return get_origin(bare(self.annotation)) is tuple
+
     def parse(self, text: str) -> Any:
         """The value that `text` stands for. Raises SettingError."""
-        is_list = get_origin(_bare(self.annotation)) is tuple
-        if not text.strip() and not is_list:
+        if redaction.masked(text) != text:
+            problem = "holds a password or token, which results would show"
+            raise SettingError(self.name, text, problem)
+        if not text.strip() and not self.is_list:
             raise SettingError(self.name, text, "is empty; leave it unset for its default")
         value: Any = text.strip()
-        if is_list:
+        if self.is_list:
             value = [part.strip() for part in text.split(",")] if text.strip() else []
             if len(set(value)) < len(value):
                 raise SettingError(self.name, text, "names a value twice")
@@ -99,10 +133,13 @@ class Variable:
         except ValidationError as error:
             problem = error.errors()[0]["msg"].replace("Input should", "should")
             example = f"; for example {self.name}={text_of(self.default)}"
-            raise SettingError(self.name, text, problem + (example if is_list else "")) from None
+            raise SettingError(
+                self.name, text, problem + (example if self.is_list else "")
+            ) from None
 
 
-def _bare(annotation: Any) -> Any:
+def bare(annotation: Any) -> Any:
+    """The type without what limits its values."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
@@ -115,7 +152,9 @@ def text_of(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
+def _declared(
+    cls: type, owner: tuple[str, str] | None = None, group: str = ""
+) -> Iterator[Variable]:
     hints = get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         assert field.default is not MISSING
@@ -127,6 +166,7 @@ def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
             annotation=hints[field.name],
             default=field.default,
             help=meta["help"],
+            group=group or meta["group"],
             choices=choices() if callable(choices) else choices,
             unused_when=meta.get("unused_when"),
             changes_results=meta.get("changes_results", True),
@@ -136,12 +176,14 @@ def _declared(cls: type, owner: tuple[str, str] | None) -> Iterator[Variable]:
 
 def variables(cls: type) -> list[Variable]:
     """Every variable of a script: its settings, then those of the plug-ins that it can choose."""
-    found = list(_declared(cls, owner=None))
-    own = {known.name for known in found}
-    for name in methods.names() if "KV_MODE" in own else ():
-        found += _declared(methods.method_class(name), owner=("KV_MODE", name))
-    for name in quantization.names() if "QUANT_MODE" in own else ():
-        found += _declared(quantization.quantization_class(name), owner=("QUANT_MODE", name))
+    found = list(_declared(cls))
+    groups = {known.name: known.group for known in found}
+    if group := groups.get("KV_MODE"):
+        for name in methods.names():
+            found += _declared(methods.method_class(name), ("KV_MODE", name), group)
+    if group := groups.get("QUANT_MODE"):
+        for name in quantization.names():
+            found += _declared(quantization.quantization_class(name), ("QUANT_MODE", name), group)
     return found
 
 
@@ -164,44 +206,54 @@ class Launch:
 
 @dataclass(frozen=True)
 class Environment:
-    """What the environment says: settings, the parameters of plug-ins, and what was set at all."""
+    """What the environment says besides the settings.
 
-    values: Mapping[str, Any]
+    plugin_values: of each variable that belongs to a KV method or a quantization.
+    is_set: names of the variables that are set at all.
+    """
+
+    plugin_values: Mapping[str, Any]
     is_set: frozenset[str]
     declared: list[Variable]
     launch: Launch = Launch()
 
+    def values(self, settings: Any) -> dict[str, Any]:
+        """The value of each variable: those of `settings`, then of the plug-ins."""
+        return {
+            known.name: getattr(settings, known.field)
+            if known.owner is None
+            else self.plugin_values[known.name]
+            for known in self.declared
+        }
+
     def parameters(self, variable: str, value: str) -> dict[str, Any]:
         """Keyword arguments for the plug-in that `variable` = `value` chooses."""
         mine = [known for known in self.declared if known.owner == (variable, value)]
-        return {known.field: self.values[known.name] for known in mine}
+        return {known.field: self.plugin_values[known.name] for known in mine}
 
-    def method(self) -> methods.PruningMethod | None:
-        """The KV method that KV_MODE chooses, with its parameters."""
-        name = self.values["KV_MODE"]
+    def method(self, name: str) -> methods.PruningMethod | None:
+        """The KV method `name`, with its parameters; None for "none"."""
         if name == "none":
             return None
         return methods.method_class(name)(**self.parameters("KV_MODE", name))
 
-    def quantization(self) -> quantization.Quantization:
-        """The quantization that QUANT_MODE chooses, with its parameters."""
-        name = self.values["QUANT_MODE"]
+    def quantization(self, name: str) -> quantization.Quantization:
+        """The quantization `name`, with its parameters."""
         return quantization.quantization_class(name)(**self.parameters("QUANT_MODE", name))
 
-    def command(self, script: str) -> str:
-        """The shell line that runs `script` again."""
+    def command(self, settings: Any, script: str) -> str:
+        """The shell line that runs `script` again with `settings`."""
         changed = [
-            f"{known.name}={shlex.quote(text_of(self.values[known.name]))}"
-            for known in self.declared
-            if known.name in self.is_set
+            f"{name}={shlex.quote(text_of(value))}"
+            for name, value in self.values(settings).items()
+            if name in self.is_set
         ]
         return " ".join([*changed, "python", script])
 
-    def fingerprint_values(self) -> dict[str, Any]:
+    def fingerprint_values(self, settings: Any) -> dict[str, Any]:
         """Values of the variables that can change a figure."""
-        return {
-            known.name: self.values[known.name] for known in self.declared if known.changes_results
-        }
+        values = self.values(settings)
+        return {known.name: values[known.name] for known in self.declared if known.changes_results}
 
 
 def guard() -> None:
@@ -213,30 +265,48 @@ def guard() -> None:
 def read(
     cls: type[AnySettings], environ: Mapping[str, str] | None = None
 ) -> tuple[AnySettings, Environment]:
-    """Settings from `environ`, by default the process's. Raises SettingError.
+    """Settings from `environ`, by default the process's.
 
-    Prints a notice for a variable that looks misspelt or has no effect.
+    Prints a notice for a variable that looks misspelt or has no effect. Raises SettingError, or
+    SettingErrors where several values cannot be used.
     """
     environ = os.environ if environ is None else environ
     declared = variables(cls)
     given = {known.name: environ[known.name] for known in declared if known.name in environ}
     redaction.remember(os.environ, environ)
-    for name, value in given.items():
-        if redaction.masked(value) != value:
-            raise SettingError(name, value, "holds a password or token, which results would show")
-    values = {
-        known.name: known.parse(given[known.name]) if known.name in given else known.default
-        for known in declared
-    }
-    _warn_of_misspellings(environ, [known.name for known in declared])
+    for name, close in misspelt(environ, [known.name for known in declared]).items():
+        notice(f"{name} is not a setting; did you mean {close}?")
+    values = _parsed(declared, given)
     for known in declared:
-        condition = known.unused_when
-        if known.owner is not None and values[known.owner[0]] != known.owner[1]:
-            condition = (known.owner[0], values[known.owner[0]])
-        if known.name in given and condition and values[condition[0]] in condition[1:]:
-            notice(f"{known.name} has no effect with {condition[0]}={values[condition[0]]}")
-    own = {known.field: values[known.name] for known in declared if known.owner is None}
+        if known.name in given and (why := known.unused_beside(values)):
+            notice(f"{known.name} has no effect with {why}")
+    own = {known.field: values.pop(known.name) for known in declared if known.owner is None}
     return cls(**own), Environment(values, frozenset(given), declared, Launch.of(environ))
+
+
+def _parsed(declared: Iterable[Variable], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Values by variable, the default where `texts` has none. Raises as `read` does."""
+    values, problems = {}, []
+    for known in declared:
+        try:
+            is_given = known.name in texts
+            values[known.name] = known.parse(texts[known.name]) if is_given else known.default
+        except SettingError as error:
+            problems.append(error)
+    if problems:
+        raise problems[0] if len(problems) == 1 else SettingErrors(problems)
+    return values
+
+
+def without_unused(cls: type, changes: Mapping[str, str]) -> dict[str, str]:
+    """`changes` of the process's environment, less those that have no effect beside the others.
+
+    Raises as `read` does.
+    """
+    declared = variables(cls)
+    values = _parsed(declared, environment_with(changes))
+    unused = {known.name for known in declared if known.unused_beside(values)}
+    return {name: value for name, value in changes.items() if name not in unused}
 
 
 def environment_with(changes: Mapping[str, str]) -> dict[str, str]:
@@ -244,81 +314,31 @@ def environment_with(changes: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
-def without_settings(cls: type) -> dict[str, str]:
-    """The process's environment for a command that is told its settings in another way.
-
-    Settings of `cls` that can change a figure are left out, with a notice for each.
-    """
-    redaction.remember(os.environ)
-    left_out = {known.name for known in variables(cls) if known.changes_results}
-    for name in sorted(left_out & set(os.environ)):
-        notice(f"{name}={os.environ[name]} of the environment is not passed on")
-    return {name: value for name, value in os.environ.items() if name not in left_out}
-
-
 def tell_libraries(name: str, value: str) -> None:
     """Set a variable that only a library reads."""
     os.environ[name] = value
 
 
-def _warn_of_misspellings(environ: Mapping[str, str], known: list[str]) -> None:
-    for name in environ:
-        if name in known or len(name) < 5 or not name.isupper():
-            continue
-        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.87):
-            notice(f"{name} is not a setting; did you mean {close[0]}?")
+def set_if_unset(name: str, value: str) -> None:
+    """Set a variable for what this process does from here on, unless the environment has it."""
+    os.environ.setdefault(name, value)
 
 
-def help_text(cls: type) -> str:
-    """The table of variables that `--help` prints."""
-    rows = [
-        (known.name, text_of(known.default) or "(unset)", description(known))
-        for known in variables(cls)
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = ["environment variables (name, default, meaning):", ""]
-    for name, default, meaning in rows:
-        lines.append(f"  {name:<{widths[0]}}  {default:<{widths[1]}}  {meaning}")
-    return "\n".join(lines)
-
-
-def markdown_tables(scripts: Mapping[str, type]) -> str:
-    """The tables of docs/settings.md: variables that `scripts` share, then those that differ.
-
-    scripts: settings classes by the name of their script.
-    """
-    declared = [{known.name: known for known in variables(cls)} for cls in scripts.values()]
-    shared, differing = [], []
-    for name in dict.fromkeys(name for mine in declared for name in mine):
-        defaults = [_default(mine, name) for mine in declared]
-        meaning = description(next(mine[name] for mine in declared if name in mine))
-        if len(set(defaults)) == 1:
-            shared.append((f"`{name}`", defaults[0], meaning))
-        else:
-            differing.append((f"`{name}`", *defaults, meaning))
-    tables = [markdown(("variable", "default", "meaning"), shared)]
-    if differing:
-        names = (f"`{name}`" for name in scripts)
-        tables.append(markdown(("variable", *names, "meaning"), differing))
-    return "\n\n".join(tables)
-
-
-def _default(declared: Mapping[str, Variable], name: str) -> str:
-    if name not in declared:
-        return "-"
-    text = text_of(declared[name].default)
-    return f"`{text}`" if text else ""
-
-
-def description(known: Variable) -> str:
-    """Help, choices and the plug-in that a variable belongs to, in one line."""
-    choices = f"; one of {', '.join(known.choices)}" if known.choices else ""
-    owner = f" (with {known.owner[0]}={known.owner[1]})" if known.owner else ""
-    return f"{known.help}{choices}{owner}"
+def misspelt(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Names that look like a variable's but are none, with that variable's name."""
+    known = set(known)
+    found = {}
+    for name in names:
+        if name not in known and len(name) >= 5 and name.isupper():
+            for close in difflib.get_close_matches(name, known, n=1, cutoff=0.87):
+                found[name] = close
+    return found
 
 
 def main() -> None:
     """Print the tables of docs/settings.md: `python -m longctx.config narrativeqa_eval ...`."""
+    from longctx.settings_help import markdown_tables
+
     parser = argparse.ArgumentParser(prog="python -m longctx.config", description=main.__doc__)
     parser.add_argument("scripts", nargs="+", metavar="SCRIPT")
     names = parser.parse_args().scripts

@@ -4,9 +4,11 @@ Text of others (models, data, libraries, names of files) gets there without char
 steer a terminal, and without secrets.
 """
 
+import argparse
 import logging
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable
 from typing import IO, Any
@@ -43,11 +45,22 @@ def notice(text: str) -> None:
 
 
 def error(problem: object) -> None:
-    """One line on stderr about what keeps a command from going on, and its example."""
-    lines = [f"error: {one_line(str(problem))}"]
-    if example := getattr(problem, "example", ""):
-        lines.append(example)
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    """On stderr what keeps a command from going on, a line each, with examples of what can be."""
+    for one in getattr(problem, "problems", [problem]):
+        print(f"error: {one_line(str(one))}", file=sys.stderr)
+        if example := getattr(one, "example", ""):
+            print(example, file=sys.stderr)
+    sys.stderr.flush()
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Paragraphs in lines of the terminal's width; what begins with a space stays as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width)
+            for paragraph in text.strip("\n").split("\n\n")
+        )
 
 
 def print_traceback() -> None:

@@ -7,11 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
-from kv_compression import attention, decode_graph, quantized
-from kv_compression.attention import Backend
-from kv_compression.decode_graph import DecodeGraphs
+from kv_compression import attention, layered
 from kv_compression.pruning import Pruning
 from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice
@@ -91,7 +88,7 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
         problem = "excludes KEEP_RATIO: set one of the two"
         raise SettingError("KEEP_TOKENS", settings.keep_tokens, problem)
     try:
-        method = environ.method()
+        method = environ.method(settings.kv_mode)
     except ValueError as error:
         raise SettingError("KV_MODE", settings.kv_mode, str(error)) from None
     if method is None:
@@ -123,33 +120,18 @@ def placed(settings: Settings, workers: Processes) -> Settings:
     return settings
 
 
-def decode_graphs(
-    settings: Settings,
-    model: PreTrainedModel,
-    backend: str | Backend,
-    pruning: Pruning | None,
-    workers: Processes,
-) -> DecodeGraphs | None:
-    """What DECODE asks for; None stands for eager. Raises SettingError.
-
-    On a GPU a note says why `auto` is eager; elsewhere nothing else could be expected.
-    """
-    if settings.decode == "eager":
-        return None
-    obstacle = decode_graph.obstacle(
-        model,
-        batch=settings.batch_size,
-        backend=backend,
-        pruning=pruning,
-        kv_bits=quantized.BITS.get(settings.kv_quant),
-    )
-    if obstacle is None:
-        return DecodeGraphs(model, compiled=settings.compile)
-    if settings.decode == "graph":
-        raise SettingError("DECODE", "graph", f"cannot be, since {obstacle}; use DECODE=eager")
-    if workers.is_first and model.device.type == "cuda":
-        notice(f"DECODE=eager, since {obstacle}")
-    return None
+def check_prefill(settings: Settings, source: ModelSource) -> None:
+    """Raises SettingError for PREFILL=layered where it is known already that it cannot be."""
+    if settings.prefill != "layered":
+        return
+    problem = ""
+    if settings.tp_plan != "none":
+        problem = "needs a model that is not divided among processes; leave TP_PLAN at none"
+    elif (kind := source.config.model_type) not in layered.MODEL_TYPES:
+        known = ", ".join(layered.MODEL_TYPES)
+        problem = f"a {kind} model is none of the model types {known}"
+    if problem:
+        raise SettingError("PREFILL", "layered", problem)
 
 
 def uses_chat_template(task: Task, settings: Settings, source: ModelSource) -> bool:

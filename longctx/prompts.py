@@ -1,15 +1,21 @@
 """Prompts that fill their context exactly: the document is cut, the question never."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from longctx.chat import ChatTemplate
+
+if TYPE_CHECKING:
+    # Scripts declare the parts of a prompt; whoever asks them for help need not wait for these.
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
 Spans = NDArray[np.int32]  # (tokens, 2): where each begins and ends in its text
 
@@ -226,6 +232,8 @@ def left_padded(prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
     Padding is token 0, whatever that is: nothing attends to it, and so a tokenizer needs no padding
     token of its own.
     """
+    import torch
+
     longest = max(len(prompt.input_ids) for prompt in prompts)
     padding = [longest - len(prompt.input_ids) for prompt in prompts]
     rows = zip(padding, prompts, strict=True)

@@ -2,26 +2,26 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel
 
-from kv_compression import out_of_memory, quantized, rope_length
-from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
+from kv_compression import out_of_memory
+from kv_compression.decode_graph import CannotBeCapturedError
 from kv_compression.generation import Generation, generate
-from kv_compression.pruning import Pruning
-from longctx import prefill, results
+from longctx import results
 from longctx.config import SettingError
 from longctx.console import notice, stderr
 from longctx.distributed import Processes
 from longctx.models import ModelSource
-from longctx.prompts import Prompt, PromptBuilder, left_padded
+from longctx.plan import Plan
+from longctx.prompts import Prompt, PromptBuilder
 from longctx.redaction import reason
 from longctx.results import Row
+from longctx.run_files import RunFiles
 from longctx.scoring import scored_samples
 from longctx.settings import Settings
 from longctx.task import ReportingBackend, Sample, Task
@@ -33,19 +33,16 @@ Batch = Sequence[tuple[Sample, Prompt]]
 class Requests:
     """All that a request needs besides its prompts.
 
-    graphs: None decodes eagerly, as DECODE=auto does once a step could not be captured.
+    plan: gives up its graphs where DECODE=auto finds that a step cannot be captured.
+    has_answered: whether a request has succeeded in this run.
     """
 
     task: Task
     settings: Settings
     source: ModelSource
     builder: PromptBuilder
-    pruning: Pruning | None
     attention: ReportingBackend | None
-    choice_tokens: dict[str, int]
-    stop_tokens: frozenset[int]
-    model: PreTrainedModel
-    graphs: DecodeGraphs | None
+    plan: Plan
     workers: Processes
     has_answered: bool = False
 
@@ -61,188 +58,127 @@ class Requests:
             notice(f"{left_out} samples do not fit {context_tokens} tokens and are left out")
         return pairs
 
-    def answer(self, batch: Batch) -> Generation:
-        """One request, again without a graph where DECODE=auto finds that there can be none."""
-        try:
-            result = self._answer(batch)
-        except CannotBeCapturedError as error:
-            if self.settings.decode == "graph":
-                raise
-            notice(f"DECODE=eager, since {reason(error)}")
-            self.graphs = None
-            result = self._answer(batch)
-        except NotImplementedError as error:
-            if self.has_answered:
-                raise
-            # The model's doing, so the first of all requests that would fail.
-            raise SettingError("MODEL_ID", self.settings.model_id, reason(error)) from error
-        self.has_answered = True
-        return result
-
-    def _answer(self, batch: Batch) -> Generation:
-        prompts = [prompt for _, prompt in batch]
-        input_ids, attention_mask = left_padded(prompts)
-        for length in attention_mask.sum(dim=1).tolist():
-            new_tokens = self.settings.max_new_tokens
-            if problem := rope_length.obstacle_of_lengths(self.model, length, new_tokens):
-                raise ValueError(problem)
-        if self.source.is_random:
-            # The borrowed tokenizer may know more tokens than the shape has.
-            input_ids = input_ids % self.source.config.vocab_size
-        return generate(
-            self.model,
-            input_ids,
-            attention_mask,
-            backend=self.attention or self.settings.attn_impl,
-            max_new_tokens=self.settings.max_new_tokens,
-            pruning=self.pruning,
-            stop_tokens=self.stop_tokens,
-            question_tokens=[prompt.question_tokens for prompt in prompts]
-            if self.settings.kv_scope == "context"
-            else None,
-            kv_bits=quantized.BITS.get(self.settings.kv_quant),
-            choice_tokens=list(self.choice_tokens.values()),
-            graphs=self.graphs,
-            # A mask over positions is made for a whole prefill.
-            prefill_chunk=None
-            if self.attention
-            else prefill.chunk_rows(self.settings, self.model, input_ids.numel()),
-        )
-
-    def row(self, identity: Row, batch: Batch) -> Row:
-        """One request and its row."""
-        began = time.perf_counter()
-        result = self.answer(batch)
-        wall_ms = (time.perf_counter() - began) * 1e3
-        samples = scored_samples(
-            self.task,
-            batch,
-            result,
-            self.source.tokenizer,
-            prompt_is_raw=not self.builder.chat_template,
-            compared=list(self.choice_tokens),
-            has_quality=not self.source.is_random,
-            save_prompts=self.settings.save_prompts,
-        )
-        figures = self.attention.figures() if self.attention else {}
-        return results.request_row(identity | figures, result, samples, wall_ms=wall_ms)
-
 
 class ContextRun:
     """The open requests of one context length.
 
-    pairs: all samples of the context length with their prompts; rows name them by their place.
+    pairs: all samples of the context length with their prompts; a request is a range of them.
     identity: what each row begins with.
     known: rows of the same context length that are there already.
-    add: called with each row as soon as it is made.
+    files: where each row goes as soon as it is made.
     """
 
     def __init__(
-        self,
-        requests: Requests,
-        pairs: Batch,
-        identity: Row,
-        known: Iterable[Row],
-        add: Callable[[Row], None],
+        self, requests: Requests, pairs: Batch, identity: Row, known: Iterable[Row], files: RunFiles
     ):
         self._requests = requests
         self._pairs = pairs
         self._identity = identity
-        self._add = add
-        self._too_large: set[tuple[int, int]] = set()
+        self._known = list(known)
+        self._files = files
+        self._too_large: set[range] = set()
         self._done: set[int] = set()
-        for row in known:
+        for row in self._known:
             self._note(row)
-        self.warmup_ms: float | None = None
-        self.wall_s = 0.0
-        # These, also where the requests give them up for eager decoding on the way.
-        self._graphs = requests.graphs
-        self._captured_before_ms = self._captured_so_far_ms()
-        self._captured_warming_up_ms = 0.0
+        self._warmup_ms: float | None = None
+        self._wall_s = 0.0
+        self._captured_warming_up_ms = self._captured_ms = 0.0
 
     def _note(self, row: Row) -> None:
-        place = row["first_sample"], row["batch_size"]
+        request = range(row["first_sample"], row["first_sample"] + row["batch_size"])
         if row.get("oom"):
-            self._too_large.add(place)
+            self._too_large.add(request)
         else:
-            self._done |= set(range(place[0], sum(place)))
-
-    def _captured_so_far_ms(self) -> float:
-        return self._graphs.capture_ms if self._graphs else 0.0
-
-    @property
-    def capture_ms(self) -> float:
-        """Spent on capturing decode steps in this context length, its warm-up included."""
-        return self._captured_so_far_ms() - self._captured_before_ms
+            self._done.update(request)
 
     def run(self) -> None:
-        """Run this process's share of what is open; a row for each request, failed or not."""
+        """Run this process's share of what is open; a row for each request, failed or not.
+
+        A request that runs out of memory is the last one, unless halves of it can be tried.
+        """
         settings, workers = self._requests.settings, self._requests.workers
-        size = settings.batch_size
-        firsts = range(0, len(self._pairs), size)
-        batches = [range(first, min(first + size, len(self._pairs))) for first in firsts]
-        whole = list(workers.mine(batches))
-        open_batches = [batch for batch in whole if not self._done.issuperset(batch)]
-        if not open_batches or (self._too_large and not self._retries):
+        can_retry = settings.oom == "retry_smaller_batch"
+        firsts = range(0, len(self._pairs), settings.batch_size)
+        last = len(self._pairs)
+        batches = [range(first, min(first + settings.batch_size, last)) for first in firsts]
+        mine = list(workers.mine(batches))
+        to_do = [batch for batch in reversed(mine) if not self._done.issuperset(batch)]
+        if not to_do or (self._too_large and not can_retry):
             return
         with _progress(disable=not workers.is_first) as progress:
-            context = f"{self._identity['context_tokens']:,}"
-            bar = progress.add_task(context, total=len(whole), speed="")
-            progress.advance(bar, len(whole) - len(open_batches))
+            bar = progress.add_task(f"{self._identity['context_tokens']:,}", total=len(mine))
             began = time.perf_counter()
-            for batch in open_batches:
-                if not self._run(batch):
-                    break
-                progress.update(bar, advance=1)
-            uncounted_ms = (self.warmup_ms or 0) + self.capture_ms - self._captured_warming_up_ms
-            self.wall_s = time.perf_counter() - began - uncounted_ms / 1e3
+            while to_do:
+                n_done = sum(self._done.issuperset(batch) for batch in mine)
+                progress.update(bar, completed=n_done)
+                request = self._open_part(to_do.pop())
+                if request and request not in self._too_large:
+                    row = self._row(request)
+                    if isinstance(row, list):
+                        to_do += reversed(row)
+                        continue
+                    self._files.add(row)
+                    self._note(row)
+                if request in self._too_large:
+                    if len(request) == 1 or not can_retry:
+                        break
+                    middle = request.start + len(request) // 2
+                    to_do += [range(middle, request.stop), range(request.start, middle)]
+            uncounted_ms = (self._warmup_ms or 0) + self._captured_ms
+            self._wall_s = time.perf_counter() - began - uncounted_ms / 1e3
 
-    @property
-    def _retries(self) -> bool:
-        return self._requests.settings.oom == "retry_smaller_batch"
+    def _open_part(self, request: range) -> range:
+        """From the first sample that is not done to the end."""
+        return range(next((n for n in request if n not in self._done), request.stop), request.stop)
 
-    def _run(self, places: range) -> bool:
-        """Run the samples at `places` that are not done; False when none more of them can be."""
-        places = range(next(n for n in places if n not in self._done), places.stop)
-        place = (places.start, len(places))
-        if place not in self._too_large:
-            row = self._attempt(places)
-            if row is not None:
-                self._add(row)
-                self._note(row)
-        if place in self._too_large:
-            if not self._retries or len(places) == 1:
-                return False
-            middle = places.start + len(places) // 2
-            halves = (range(places.start, middle), range(middle, places.stop))
-            return all(self._run(half) for half in halves if not self._done.issuperset(half))
-        return all(self._run(range(n, n + 1)) for n in places if n not in self._done)
+    def _row(self, request: range) -> Row | list[range]:
+        """The row of one request, or the requests to make in its place.
 
-    def _attempt(self, places: range) -> Row | None:
-        """The row of one request; None where one of several samples fails, nobody knows which."""
-        requests = self._requests
-        batch = self._pairs[places.start : places.stop]
+        Those are each sample alone where one of several fails, nobody knows which; and the same
+        request where DECODE=auto finds that its step cannot be captured.
+        """
+        requests, settings = self._requests, self._requests.settings
+        batch = self._pairs[request.start : request.stop]
+        prompts = [prompt for _, prompt in batch]
         identity = self._identity | {
             "batch_size": len(batch),
-            "request": places.start // requests.settings.batch_size,
-            "first_sample": places.start,
+            "request": request.start // settings.batch_size,
+            "first_sample": request.start,
         }
-        sample_ids = [sample.sample_id for sample, _ in batch]
+        plan = requests.plan
         try:
-            if self.warmup_ms is None:
-                self.warmup_ms = self._warm_up(batch)
-            return requests.row(identity, batch)
+            began = time.perf_counter()
+            if self._warmup_ms is None:
+                for _ in range(settings.warmup):
+                    result = generate(plan.model, **plan.arguments(prompts))
+                    self._captured_warming_up_ms += result.capture_ms
+                    requests.has_answered = True
+                self._warmup_ms = (time.perf_counter() - began) * 1e3
+                began = time.perf_counter()
+            result = generate(plan.model, **plan.arguments(prompts))
+            wall_ms = (time.perf_counter() - began) * 1e3
+            self._captured_ms += result.capture_ms
+            requests.has_answered = True
+            return self._scored(identity, batch, result, wall_ms)
         except SettingError:
             raise
         except Exception as error:  # a sample that fails is a row, whatever it is that fails
+            if isinstance(error, CannotBeCapturedError) and settings.decode == "auto":
+                notice(f"DECODE=eager, since {reason(error)}")
+                requests.plan = replace(plan, graphs=None)
+                return [request]
+            if isinstance(error, NotImplementedError) and not requests.has_answered:
+                # The model's doing, so the first of all requests that would fail.
+                raise SettingError("MODEL_ID", settings.model_id, reason(error)) from error
             is_oom = out_of_memory.cause(error) is not None
             if not is_oom and len(batch) > 1:
                 notice(f"{reason(error)}; the {len(batch)} samples of this batch run one by one")
-                return None
+                return [range(place, place + 1) for place in request]
+            sample_ids = [sample.sample_id for sample, _ in batch]
             row = results.failed_row(identity | {"sample_ids": sample_ids}, error, oom=is_oom)
             if isinstance(error, torch.AcceleratorError) and not is_oom:
                 # The device does nothing more in this process.
-                self._add(row)
+                self._files.add(row)
                 raise
         # Outside the handler, where the error no longer holds the tensors.
         gc.collect()
@@ -250,12 +186,37 @@ class ContextRun:
         notice(f"at {identity['context_tokens']:,} tokens, batch {len(batch)}: {row['error']}")
         return row
 
-    def _warm_up(self, batch: Batch) -> float:
-        began = time.perf_counter()
-        for _ in range(self._requests.settings.warmup):
-            self._requests.answer(batch)
-        self._captured_warming_up_ms = self.capture_ms
-        return (time.perf_counter() - began) * 1e3
+    def _scored(self, identity: Row, batch: Batch, result: Generation, wall_ms: float) -> Row:
+        requests = self._requests
+        samples = scored_samples(
+            requests.task,
+            batch,
+            result,
+            requests.source.tokenizer,
+            prompt_is_raw=not requests.builder.chat_template,
+            compared=list(requests.plan.choice_tokens),
+            has_quality=not requests.source.is_random,
+            save_prompts=requests.settings.save_prompts,
+        )
+        figures = requests.attention.figures() if requests.attention else {}
+        return results.request_row(identity | figures, result, samples, wall_ms=wall_ms)
+
+    def gathered(self) -> tuple[list[Row], dict[str, Any]]:
+        """All processes' rows in the order of the data set, and what these took."""
+        workers, context_tokens = self._requests.workers, self._identity["context_tokens"]
+        mine = [row for row in self._files.rows if row["context_tokens"] == context_tokens]
+        captured_ms = self._captured_warming_up_ms + self._captured_ms
+        parts = workers.gathered((mine, self._warmup_ms, self._wall_s, captured_ms))
+        rows = [*self._known, *(row for part, *_ in parts for row in part)]
+        rows.sort(key=lambda row: (row["first_sample"], -row["batch_size"]))
+        wall_s = max(seconds for _, _, seconds, _ in parts)
+        new_samples = sum(len(row["samples"]) for part, *_ in parts for row in part)
+        return rows, {
+            "warmup_ms": max((ms for _, ms, _, _ in parts if ms is not None), default=None),
+            "capture_ms": max(ms for *_, ms in parts),
+            "n_processes": workers.count,
+            "samples_per_s": new_samples / wall_s if new_samples else None,
+        }
 
 
 def _progress(disable: bool) -> Progress:

@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m longctx.rescore",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=console.HelpFormatter,
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="RUN_full.json")
     try:

@@ -6,17 +6,17 @@ import hashlib
 import json
 import math
 import os
-import re
 import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from kv_compression.generation import Generation
 from longctx import figures, outcomes, redaction, statistics
+
+if TYPE_CHECKING:
+    from kv_compression.generation import Generation
 
 Row = dict[str, Any]
 Summary = dict[str, Any]
@@ -25,23 +25,10 @@ gigabytes = figures.gigabytes
 
 _UNFINISHED = ".unfinished"
 _NEW_S = 60.0  # an empty file may be about to be locked
-_MODEL_CHARACTERS = 96  # as many as the hub's ids have; a file's name has room for them
-
-
-def run_id(model: str, attn: str, n: int, batch: int, kv_mode: str, quant_mode: str) -> str:
-    """Name of a run and of its files: letters, digits, dots, dashes and underscores only."""
-    timestamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    name = f"{model[:_MODEL_CHARACTERS]}_{attn}_N{n}_B{batch}_KV{kv_mode}_Q{quant_mode}_{timestamp}"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
-
-
-def model_name(model_id: str) -> str:
-    """The model's name in results: a folder's last part, a hub id as it is."""
-    return Path(model_id).resolve().name if Path(model_id).is_dir() else model_id
 
 
 def request_row(
-    identity: Row, result: Generation, samples: list[dict[str, Any]], *, wall_ms: float
+    identity: Row, result: "Generation", samples: list[dict[str, Any]], *, wall_ms: float
 ) -> Row:
     """Row of a request that succeeded. `identity` holds run_id, model and so on.
 

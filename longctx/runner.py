@@ -1,33 +1,16 @@
 """One evaluation run: settings checked first, then model, contexts, requests, results."""
 
-import argparse
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from kv_compression import out_of_memory
-from kv_compression.generation import stop_token_ids
-from longctx import (
-    config,
-    console,
-    models,
-    outcomes,
-    prefill,
-    preflight,
-    results,
-    run_metadata,
-    tables,
-    tiny_model,
-)
-from longctx.config import CannotRunError, Environment, SettingError
+from longctx import models, outcomes, plan, preflight, results, run_metadata, tables, tiny_model
+from longctx.config import CannotRunError, Environment
 from longctx.console import notice, stdout
 from longctx.distributed import Processes
-from longctx.interrupt import Terminated, sigterm_raises
-from longctx.redaction import reason
+from longctx.interrupt import Terminated
 from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary
 from longctx.run_files import RunFiles
@@ -36,43 +19,13 @@ from longctx.shared_resources import SharedResources
 from longctx.summaries import Summaries
 from longctx.task import Task
 from longctx.tracking import Tracker
-from longctx.weights import Loading
-
-
-def main(task: Task, description: str, environ: Mapping[str, str] | None = None) -> None:
-    """Run `task` as the environment says.
-
-    Exit code 2 for a setting that cannot be used, 1 when every request failed or results cannot be
-    written any more, 130 after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
-    """
-    config.guard()
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=config.help_text(task.settings),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args()
-    try:
-        with sigterm_raises():
-            run = Run(task, *config.read(task.settings, environ))
-            run.execute()
-    except CannotRunError as error:
-        console.error(error)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Terminated:
-        sys.exit(143)
-    if run.failure is not None:
-        if run.workers.is_first:
-            console.error(run.failure)
-        sys.exit(1)
 
 
 class Run:
-    """A run from its settings to its files; `supplies` may be shared with other runs.
+    """A run from its settings to its files; `shared` may be shared with other runs.
 
     failure: why nothing came of it although it is finished, the same in all processes; else None.
+    results_path: its full results, once they are there; None in processes other than the first.
     """
 
     def __init__(
@@ -80,31 +33,27 @@ class Run:
         task: Task,
         settings: Settings,
         environ: Environment,
-        supplies: SharedResources | None = None,
+        shared: SharedResources | None = None,
     ):
-        self.supplies = supplies or SharedResources()
+        self.failure: str | None = None
+        self.results_path: Path | None = None
+        self.shared = shared or SharedResources()
         settings = preflight.choose_backend(settings, environ)
         if task.compared_answers(settings):
             # The answer is read from the first new token's probabilities.
             settings = replace(settings, max_new_tokens=1)
-        chosen = {
-            **environ.values,
-            "ATTN_IMPL": settings.attn_impl,
-            "MAX_NEW_TOKENS": settings.max_new_tokens,
-        }
-        environ = replace(environ, values=chosen)
         self.attention = task.attention(settings) if task.attention else None
         self.pruning = preflight.pruning(settings, environ)
-        self.quantization = environ.quantization()
+        self.quantization = environ.quantization(settings.quant_mode)
         preflight.check_machine(settings, self.quantization)
         self.logdir = preflight.writable_folder(settings.logdir)
-        self.source = self.supplies.source(settings)
+        self.source = self.shared.source(settings)
         models.check(settings, self.source)
         tiny_model.check(settings, self.source, self.pruning)
         models.note_positions(settings, self.source)
-        prefill.check(settings, self.source)
-        self.builder = self.supplies.builder(task, settings, self.source)
-        self.samples = self.supplies.samples(task, settings, self.builder)
+        preflight.check_prefill(settings, self.source)
+        self.builder = self.shared.builder(task, settings, self.source)
+        self.samples = self.shared.samples(task, settings, self.builder)
         self.task = task = task.for_data(settings, self.samples[settings.contexts[0]])
         sample = self.samples[min(settings.contexts)][0]
         preflight.check_tokens(settings, self.source, self.builder, sample)
@@ -113,15 +62,8 @@ class Run:
             preflight.check_scores(task)
         self.workers = Processes.join(environ.launch, shards=settings.tp_plan == "none")
         self.settings = preflight.placed(settings, self.workers)
-        self.failure: str | None = None
         self.meta = run_metadata.run_meta(
-            task,
-            settings,
-            environ,
-            self.source,
-            self.samples,
-            prompt_format="chat template" if self.builder.chat_template else "raw",
-            prompt_frame=self.builder.frame,
+            task, settings, environ, self.source, self.samples, self.builder
         )
 
     def execute(self) -> dict[str, Any] | None:
@@ -132,32 +74,59 @@ class Run:
         """
         if self._is_done():
             return None
-        began = time.perf_counter()
+        settings, workers, began = self.settings, self.workers, time.perf_counter()
         # Before any file: a model that cannot be loaded leaves nothing behind.
-        requests, load_s = self._loaded()
-        files = self._files()
-        self.meta = files.meta
-        made = self._summaries(requests.model)
-        tracker = Tracker(
-            self.settings, files.meta, self.task.score_names, writes=self.workers.is_first
+        model, loading = self.shared.model(settings, self.source, self.quantization)
+        self.meta["loading"] = loading.meta()
+        requests = Requests(
+            self.task,
+            settings,
+            self.source,
+            self.builder,
+            self.attention,
+            plan.make(
+                settings,
+                self.source,
+                model,
+                backend=self.attention or settings.attn_impl,
+                pruning=self.pruning,
+                choice_tokens=self.choice_tokens,
+                is_first=workers.is_first,
+            ),
+            workers,
         )
+        files = self._files()
         known = self._known_rows(files)
+        made = Summaries(
+            self.task,
+            settings,
+            files.meta,
+            self.samples,
+            has_quality=not self.source.is_random,
+            is_pruned=self.pruning is not None,
+            weights_gb=results.gigabytes(models.weight_bytes(model)),
+        )
+        tracker = Tracker(settings, files.meta, self.task.score_names, writes=workers.is_first)
         rows: list[Row] = []
         summaries: list[Summary] = []
         too_long: int | None = None
         try:
-            for context_tokens in self.settings.contexts:
-                context = self._context(context_tokens, requests, files, known, made)
+            for context_tokens in settings.contexts:
+                samples = self.samples[context_tokens]
+                pairs = requests.pairs(context_tokens, samples)
+                made.n_left_out[context_tokens] = len(samples) - len(pairs)
+                mine = [row for row in known if row["context_tokens"] == context_tokens]
+                context = ContextRun(requests, pairs, made.identity(context_tokens), mine, files)
                 is_skipped = too_long is not None and context_tokens >= too_long
                 if not is_skipped:
                     context.run()
-                mine, timing = self._gathered(files, context_tokens, context, known)
-                if self.settings.oom == "stop" and any(row.get("oom") for row in mine):
+                found, timing = context.gathered()
+                if settings.oom == "stop" and any(row.get("oom") for row in found):
                     too_long = min(context_tokens, too_long or context_tokens)
-                rows += mine
+                rows += found
                 timing["skipped_after_oom_at"] = too_long if is_skipped else None
-                summaries.append(made.of_context(context_tokens, mine, timing))
-                if self.workers.is_first:
+                summaries.append(made.of_context(context_tokens, found, timing))
+                if workers.is_first:
                     made.note_untimed(summaries[-1])
                     files.write_summaries(summaries)
                     tracker.context(summaries[-1])
@@ -173,71 +142,18 @@ class Run:
         except OSError as error:
             tracker.interrupted()
             raise SystemExit(
-                f"error: LOGDIR={self.settings.logdir}: {error.strerror}; finished requests are "
+                f"error: LOGDIR={settings.logdir}: {error.strerror}; finished requests are "
                 f"kept in {files.journal}, for RESUME=1"
             ) from error
         summary = made.of_run(rows, summaries) | {
-            "load_s": load_s,
+            "load_s": loading.seconds,
             "wall_s": time.perf_counter() - began,
         }
         self.failure = outcomes.failure(summary, rows)
         full = self._finished(files, tracker, rows, summaries, summary)
-        self.workers.leave()
+        workers.leave()
         files.journal.unlink(missing_ok=True)
         return full
-
-    def _summaries(self, model: PreTrainedModel) -> Summaries:
-        return Summaries(
-            self.task,
-            self.settings,
-            self.meta,
-            self.samples,
-            has_quality=not self.source.is_random,
-            is_pruned=self.pruning is not None,
-            weights_gb=results.gigabytes(models.weight_bytes(model)),
-        )
-
-    def _finished(
-        self,
-        files: RunFiles,
-        tracker: Tracker,
-        rows: Sequence[Row],
-        summaries: Sequence[Summary],
-        summary: Summary,
-    ) -> dict[str, Any] | None:
-        """The full results, written, logged and shown; None in processes other than the first."""
-        if not self.workers.is_first:
-            return None
-        files.meta["kernel"] = {
-            phase: "+".join(sorted({s[f"kernel_{phase}"] for s in summaries} - {""}))
-            for phase in ("prefill", "decode")
-        }
-        full = files.finish(rows, summaries, summary)
-        tracker.finish(rows, summary)
-        stdout.print(tables.table_of([full]))
-        tables.print_predictions(full)
-        tables.print_paths([files.summaries_path, files.full_path])
-        return full
-
-    def _loaded(self) -> tuple[Requests, float]:
-        """Requests with their model, and the seconds that it took to load."""
-        model, loading = self._model()
-        prefill.check_model(self.settings, model)
-        self.meta["loading"] = loading.meta()
-        return self._requests(model), loading.seconds
-
-    def _model(self) -> tuple[PreTrainedModel, Loading]:
-        try:
-            return self.supplies.model(self.settings, self.source, self.quantization)
-        except Exception as error:  # libraries have many names for a lack of memory
-            cause = out_of_memory.cause(error)
-            if cause is None:
-                raise
-            problem = (
-                f"does not fit into memory ({reason(cause)}); QUANT_MODE, a smaller DTYPE or more "
-                f"GPUs take less of each"
-            )
-        raise SettingError("MODEL_ID", self.settings.model_id, problem)
 
     def _is_done(self) -> bool:
         path = None
@@ -245,6 +161,7 @@ class Run:
             path = RunFiles.finished(self.logdir, self.meta["fingerprint"])
         if path is not None:
             notice(f"SKIP_DONE: these settings have their results in {path}")
+            self.results_path = path
         is_done = self.workers.of_first(path is not None)
         if is_done:
             self.workers.leave()
@@ -281,61 +198,28 @@ class Run:
         files.rows = []
         return list(known.values())
 
-    def _context(
+    def _finished(
         self,
-        context_tokens: int,
-        requests: Requests,
         files: RunFiles,
-        known: Sequence[Row],
-        made: Summaries,
-    ) -> ContextRun:
-        samples = self.samples[context_tokens]
-        pairs = requests.pairs(context_tokens, samples)
-        made.n_left_out[context_tokens] = len(samples) - len(pairs)
-        mine = [row for row in known if row["context_tokens"] == context_tokens]
-        return ContextRun(requests, pairs, made.identity(context_tokens), mine, files.add)
-
-    def _gathered(
-        self, files: RunFiles, context_tokens: int, context: ContextRun, known: Sequence[Row]
-    ) -> tuple[list[Row], dict[str, Any]]:
-        """All rows of a context length in the order of the data set, and what it took."""
-        known, mine = (
-            [row for row in rows if row["context_tokens"] == context_tokens]
-            for rows in (known, files.rows)
-        )
-        parts = self.workers.gathered((mine, context.warmup_ms, context.wall_s, context.capture_ms))
-        rows = [*known, *(row for part, *_ in parts for row in part)]
-        rows.sort(key=lambda row: (row["first_sample"], -row["batch_size"]))
-        wall_s = max(seconds for _, _, seconds, _ in parts)
-        new_samples = sum(len(row["samples"]) for part, *_ in parts for row in part)
-        warmups = [ms for _, ms, _, _ in parts if ms is not None]
-        return rows, {
-            "warmup_ms": max(warmups, default=None),
-            "capture_ms": max(ms for *_, ms in parts),
-            "n_processes": self.workers.count,
-            "samples_per_s": new_samples / wall_s if new_samples else None,
+        tracker: Tracker,
+        rows: Sequence[Row],
+        summaries: Sequence[Summary],
+        summary: Summary,
+    ) -> dict[str, Any] | None:
+        """The full results, written, logged and shown; None in processes other than the first."""
+        if not self.workers.is_first:
+            return None
+        files.meta["kernel"] = {
+            phase: "+".join(sorted({s[f"kernel_{phase}"] for s in summaries} - {""}))
+            for phase in ("prefill", "decode")
         }
-
-    def _requests(self, model: PreTrainedModel) -> Requests:
-        return Requests(
-            self.task,
-            self.settings,
-            self.source,
-            self.builder,
-            self.pruning,
-            self.attention,
-            self.choice_tokens,
-            frozenset() if self.source.is_random else stop_token_ids(model, self.source.tokenizer),
-            model,
-            preflight.decode_graphs(
-                self.settings,
-                model,
-                self.attention or self.settings.attn_impl,
-                self.pruning,
-                self.workers,
-            ),
-            self.workers,
-        )
+        full = files.finish(rows, summaries, summary)
+        self.results_path = files.full_path
+        tracker.finish(rows, summary)
+        stdout.print(tables.table_of([full]))
+        tables.print_predictions(full)
+        tables.print_paths([files.summaries_path, files.full_path])
+        return full
 
     def _keep_what_is_there(
         self,

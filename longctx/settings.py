@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -16,6 +17,13 @@ NaturalInt = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1), Le(10_000_000)]
 Contexts = Annotated[tuple[Count, ...], MinLen(1)]
 
+_attention = partial(variable, group="attention", of="request")
+_kv_cache = partial(variable, group="KV cache", of="request")
+_weights = partial(variable, group="weights", of="model")
+_samples = partial(variable, of="samples")
+_speed = partial(variable, group="speed", of="request")
+_runs = partial(variable, group="runs", of="request")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,162 +34,159 @@ class Settings:
         "Hugging Face id, local folder, the built-in `smollm2-135m`, or `random/SHAPE`: that shape "
         "with random weights, for speed and memory only",
     )
-    attn_impl: str = variable(
+    attn_impl: str = _attention(
         "flash2",
         "attention backend; unset on a machine without a GPU it falls to `sdpa`",
         choices=attention.names,
     )
-    n_samples: Count = variable(100, "samples, the first of the split")
-    batch_size: Count = variable(1, "prompts in one request")
-    contexts: Contexts = variable(
+    dataset_id: Annotated[str, MinLen(1)] = _samples(
+        "synthetic",
+        "hub id, a local `.json`, `.jsonl` or `.parquet` file of the same schema, or `synthetic`",
+    )
+    n_samples: Count = _samples(100, "samples, the first of the split")
+    batch_size: Count = variable(1, "prompts in one request", of="request")
+    contexts: Contexts = _samples(
         (2048, 4096, 8192, 16384, 32768), "prompt lengths in tokens, question and all included"
     )
-    max_new_tokens: Count = variable(64, "longest answer in tokens")
-    kv_mode: str = variable(
+    max_new_tokens: Count = variable(64, "longest answer in tokens", of="request")
+    kv_mode: str = _kv_cache(
         "none",
         "how the prompt's KV cache is pruned",
         choices=lambda: ("none", *methods.names()),
     )
-    keep_ratio: Annotated[float, Gt(0), Le(1)] = variable(
+    keep_ratio: Annotated[float, Gt(0), Le(1)] = _kv_cache(
         0.7, "fraction of the prompt's tokens kept", unused_when=("KV_MODE", "none")
     )
-    keep_tokens: PositiveInt | None = variable(
+    keep_tokens: PositiveInt | None = _kv_cache(
         None,
         "tokens of the prompt kept in each layer, in place of KEEP_RATIO",
         unused_when=("KV_MODE", "none"),
     )
-    prune_after: NaturalInt = variable(
+    prune_after: NaturalInt = _kv_cache(
         512,
         "prune only prompts of at least this many tokens",
         unused_when=("KV_MODE", "none"),
     )
-    skip_layers: tuple[NaturalInt, ...] = variable(
+    skip_layers: tuple[NaturalInt, ...] = _kv_cache(
         (0, 1), "layers that are never pruned; empty for none", unused_when=("KV_MODE", "none")
     )
-    kv_scope: str = variable(
+    kv_scope: str = _kv_cache(
         "prompt",
         "what is pruned: the whole prompt, or the context alone, so that the question is read "
         "against the pruned cache",
         choices=("prompt", "context"),
     )
-    prune_every: PositiveInt | None = variable(
+    prune_every: PositiveInt | None = _kv_cache(
         None,
         "prune again each time that so many tokens were added, so that long answers stay within "
         "what the prompt was pruned to",
         unused_when=("KV_MODE", "none"),
     )
-    kv_quant: str = variable(
+    kv_quant: str = _kv_cache(
         "none",
         "format of what is kept of the prompt's keys and values",
         choices=("none", *quantized.BITS),
     )
-    decode: str = variable(
+    decode: str = _speed(
         "auto",
         "how new tokens are made: `graph`, by a captured CUDA graph, or `eager`, by calling the "
         "model for each; `auto`: graph where that can be",
         choices=("auto", "eager", "graph"),
     )
-    compile: bool = variable(
+    compile: bool = _speed(
         False,
         "let torch compile the model before its decode step is captured, in place of the kernels "
         "written for it",
         unused_when=("DECODE", "eager"),
     )
-    prefill: str = variable(
+    prefill: str = _speed(
         "auto",
         "the prompt through all layers at once, or one layer at a time over chunks of rows, which "
         "takes less memory; `auto`: layered for long prompts on a GPU, where the model allows it",
         choices=("auto", "whole", "layered"),
     )
-    prefill_chunk: PositiveInt | None = variable(
+    prefill_chunk: PositiveInt | None = _speed(
         None,
         "rows of a chunk, those of all prompts of a request together; unset: 6144, for more than "
         "65536 rows 3072",
         unused_when=("PREFILL", "whole"),
     )
-    quant_mode: str = variable("none", "quantization of the weights", choices=quantization.names)
-    dtype: str = variable(
+    quant_mode: str = _weights("none", "quantization of the weights", choices=quantization.names)
+    dtype: str = _weights(
         "bfloat16", "dtype of weights and cache", choices=("bfloat16", "float16", "float32")
     )
-    device_map: Annotated[str, MinLen(1)] = variable(
+    device_map: Annotated[str, MinLen(1)] = _weights(
         "auto", "where the model goes: `auto`, `cpu`, `cuda`, `cuda:1`, `balanced`, ..."
     )
-    tp_plan: str = variable(
+    tp_plan: str = _weights(
         "none",
         "`auto`: torchrun's processes hold a part of the model each, instead of a share of the "
         "samples",
         choices=("none", "auto"),
     )
-    trust_remote_code: bool = variable(False, "run Python code that comes with a model")
-    use_safetensors: bool = variable(
+    trust_remote_code: bool = _weights(False, "run Python code that comes with a model", of=None)
+    use_safetensors: bool = _weights(
         True, "refuse weights that are not safetensors; `false`: read pickled ones where need be"
     )
-    dataset_id: Annotated[str, MinLen(1)] = variable(
-        "synthetic",
-        "hub id, a local `.json`, `.jsonl` or `.parquet` file of the same schema, or `synthetic`",
-    )
-    split: Annotated[str, MinLen(1)] = variable("test", "split of a hub data set")
-    dataset_config: str | None = variable(
+    split: Annotated[str, MinLen(1)] = _samples("test", "split of a hub data set")
+    dataset_config: str | None = _samples(
         None, "configuration of a hub data set, where it has several"
     )
-    truncate: str = variable(
+    truncate: str = _samples(
         "middle",
         "what a document too long for its context loses, or `skip` to leave the sample out; "
         "`head` and `tail` say which end is kept",
         choices=("middle", "head", "tail", "skip"),
     )
-    chat_template: str = variable(
+    chat_template: str = _samples(
         "auto",
         "wrap prompts in the tokenizer's chat template; `auto`: where it has one that helps",
         choices=("auto", "on", "off"),
     )
-    enable_thinking: str = variable(
+    enable_thinking: str = _samples(
         "auto",
         "whether the chat template asks for a thought before the answer, where it has a say; "
         "`auto`: as the template does of its own",
         choices=("auto", "on", "off"),
         unused_when=("CHAT_TEMPLATE", "off"),
     )
-    warmup: Annotated[int, Ge(0), Le(1000)] = variable(
+    warmup: Annotated[int, Ge(0), Le(1000)] = _runs(
         1, "uncounted requests before each context length"
     )
-    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = variable(
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)] = _samples(
         0, "seed of synthetic data, random weights and bootstrap"
     )
-    logdir: Annotated[str, MinLen(1)] = variable(
+    logdir: Annotated[str, MinLen(1)] = _runs(
         "./logs", "folder for the results", changes_results=False
     )
-    save_prompts: bool = variable(
+    save_prompts: bool = _runs(
         False, "keep each prompt's text in the full results", changes_results=False
     )
-    resume: bool = variable(
+    resume: bool = _runs(
         False, "go on with an unfinished run of the same settings in LOGDIR", changes_results=False
     )
-    skip_done: bool = variable(
+    skip_done: bool = _runs(
         False,
         "end at once where LOGDIR has a finished run of these settings",
         changes_results=False,
     )
-    oom: str = variable(
+    oom: str = _runs(
         "skip",
         "after running out of GPU memory: skip the rest of that context length, stop before longer "
         "ones too, or retry with half the batch",
         choices=("skip", "stop", "retry_smaller_batch"),
     )
-    wandb_mode: str = variable(
+    wandb_mode: str = _runs(
         "online",
         "Weights & Biases; without credentials a run says so and goes on",
         choices=("online", "offline", "disabled", "shared"),
         changes_results=False,
     )
-    wandb_project: Annotated[str, MinLen(1)] = variable(
+    wandb_project: Annotated[str, MinLen(1)] = _runs(
         "long-context-inference", "W&B project", changes_results=False
     )
-    wandb_entity: str | None = variable(
+    wandb_entity: str | None = _runs(
         None, "W&B user or team; unset: your default", changes_results=False
-    )
-    wandb_run_group: str | None = variable(
-        None, "W&B group of the run; a sweep gives its runs one", changes_results=False
     )
 
 

@@ -9,24 +9,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from kv_compression import out_of_memory
 from longctx import models, preflight
+from longctx.config import SettingError
 from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization
+from longctx.redaction import reason
 from longctx.settings import Settings
 from longctx.task import Sample, Task, samples_by_context
 from longctx.weights import Loading, free_memory
-
-# Settings that no sample depends on. A setting that is not here costs time, never a wrong sample.
-_OF_REQUESTS = frozenset(
-    (
-        *("attn_impl", "batch_size", "max_new_tokens", "warmup", "oom"),
-        *("kv_mode", "keep_ratio", "keep_tokens", "prune_after", "skip_layers", "kv_scope"),
-        *("prune_every", "kv_quant", "quant_mode", "dtype", "device_map", "tp_plan"),
-        *("decode", "compile", "prefill", "prefill_chunk"),
-        *("logdir", "resume", "skip_done", "wandb_mode", "wandb_project", "wandb_entity"),
-    )
-)
 
 
 class SharedResources:
@@ -69,12 +61,7 @@ class SharedResources:
         self, task: Task, settings: Settings, builder: PromptBuilder
     ) -> dict[int, list[Sample]]:
         """Samples for each context length. Raises SettingError."""
-        chosen = tuple(
-            (field.name, getattr(settings, field.name))
-            for field in dataclasses.fields(settings)
-            if field.name not in _OF_REQUESTS
-        )
-        key = task.name, task.script, chosen
+        key = task.name, task.script, _values(settings, "samples")
         if key not in self._samples:
             self._samples[key] = samples_by_context(task, settings, builder)
         return self._samples[key]
@@ -83,12 +70,32 @@ class SharedResources:
         self, settings: Settings, source: ModelSource, quantization: Quantization
     ) -> tuple[PreTrainedModel, Loading]:
         """The model, and how it was loaded. Raises SettingError."""
-        where = settings.device_map, settings.tp_plan
-        kind = settings.model_id, settings.trust_remote_code, settings.use_safetensors
-        key = kind, settings.dtype, quantization, where, settings.seed if source.is_random else None
-        if key not in self._models:
-            self._models.clear()
-            self._models[key] = models.load(settings, source, quantization)
-        else:
+        seed = settings.seed if source.is_random else None
+        key = _values(settings, "model"), quantization, seed
+        if key in self._models:
             free_memory()
-        return self._models[key]
+            return self._models[key]
+        self._models.clear()
+        try:
+            self._models[key] = models.load(settings, source, quantization)
+        except Exception as error:  # libraries have many names for a lack of memory
+            cause = out_of_memory.cause(error)
+            if cause is None:
+                raise
+            problem = (
+                f"does not fit into memory ({reason(cause)}); QUANT_MODE, a smaller DTYPE or more "
+                f"GPUs take less of each"
+            )
+        else:
+            return self._models[key]
+        # Outside the handler, where the error no longer holds the tensors.
+        raise SettingError("MODEL_ID", settings.model_id, problem)
+
+
+def _values(settings: Settings, of: str) -> tuple[tuple[str, Any], ...]:
+    """Names and values of the settings that `of` may depend on; see `config.variable`."""
+    return tuple(
+        (field.name, getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+        if field.metadata["changes_results"] and field.metadata["of"] in (of, None)
+    )

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import beta, binomtest, bootstrap, norm, permutation_test, t
 
 _TAIL = 0.025  # of 95% intervals
 _RESAMPLES = 2000
@@ -37,13 +35,15 @@ def mean_interval(
     independent scores that are all 0 or 1 it is Jeffreys' interval of a proportion, computed
     exactly. It reaches 0 or 1 where every score is there.
     """
+    from scipy import stats
+
     sums, sizes = _by_cluster(values, clusters)
     count = len(sums)
     if count < 2:
         return None
     right = float(sum(values))
     if count == len(values) and set(values) <= {0, 1}:
-        low, high = beta.ppf([_TAIL, 1 - _TAIL], right + 0.5, count - right + 0.5)
+        low, high = stats.beta.ppf([_TAIL, 1 - _TAIL], right + 0.5, count - right + 0.5)
     else:
         rng = np.random.default_rng(seed)
         weights = rng.standard_exponential((_RESAMPLES, count))
@@ -64,6 +64,8 @@ def paired_interval(
     by the same would get no width: instead, a share of other ones that may have been missed is
     assumed, each as far off as a difference can be.
     """
+    from scipy import stats
+
     sums, sizes = _by_cluster(differences, clusters)
     count = len(sums)
     if count < 2:
@@ -79,7 +81,7 @@ def paired_interval(
         # As if all samples were alike: then the moments of CR2 are these.
         leverages = shares**2 / (1 - shares)
         freedom = 1 / ((shares**2).sum() + leverages.sum() ** 2 - (leverages**2).sum())
-        reach = t.isf(_TAIL, freedom) * error
+        reach = stats.t.isf(_TAIL, freedom) * error
     return [max(float(middle - reach), -1.0), min(float(middle + reach), 1.0)]
 
 
@@ -90,6 +92,9 @@ def paired_proportion_interval(gains: int, losses: int, count: int) -> list[floa
     Tango's score interval (Statistics in Medicine 17, 1998): it stays honest where hardly any pair
     differs, and at a difference of 0 it is McNemar's test.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
     if count < 2:
         return None
     z = float(norm.isf(_TAIL))
@@ -115,6 +120,8 @@ def sign_flip_p(differences: Sequence[float], seed: int, clusters: Clusters | No
     A cluster's differences flip together. Exact when 2 ** (clusters whose sum is not 0) is at most
     10,000, else of 10,000 draws.
     """
+    from scipy.stats import permutation_test
+
     sums, _ = _by_cluster(differences, clusters)
     sums = sums[sums != 0]
     if len(sums) < 2:
@@ -135,6 +142,8 @@ def mcnemar_p(gains: int, losses: int) -> float:
 
     gains, losses: samples that only the one or only the other answers right.
     """
+    from scipy.stats import binomtest
+
     return float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
 
 
@@ -147,6 +156,8 @@ def ratio_interval(
     pairs; its tails are those that a t interval would have (Hesterberg 2015, "What Teachers Should
     Know About the Bootstrap", section 4.3). It says nothing of how another run would differ.
     """
+    from scipy import stats
+
     count = len(reference)
     if count < LEAST_REQUESTS:
         return None
@@ -154,8 +165,8 @@ def ratio_interval(
     def ratio(first: Any, second: Any, axis: int = -1) -> Any:
         return np.median(second, axis=axis) / np.median(first, axis=axis)
 
-    tail = norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(_TAIL, count - 1))
-    interval = bootstrap(
+    tail = stats.norm.cdf(math.sqrt(count / (count - 1)) * stats.t.ppf(_TAIL, count - 1))
+    interval = stats.bootstrap(
         (np.asarray(reference, dtype=float), np.asarray(other, dtype=float)),
         ratio,
         paired=True,

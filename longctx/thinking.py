@@ -1,9 +1,13 @@
 """What a reasoning model thinks before it answers, told apart from the answer."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _NAME = r"(?i:seed:)?(?i:think(?:ing)?|thoughts?|reason(?:ing)?|scratchpad)"
 _OPEN = re.compile(

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from kv_compression import quantized, rope_length
-from kv_compression.attention import use_attention
+from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
 from kv_compression.pruning import Pruning

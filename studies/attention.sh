@@ -8,7 +8,7 @@ export CONTEXTS=${CONTEXTS:-2048,4096,8192,16384,32768}
 
 for prefill in ${PREFILLS:-whole layered}; do
   for batch in ${BATCHES:-1 8}; do
-    for attn in ${BACKENDS:-sdpa flash2 flex eager}; do
+    for attn in ${BACKENDS:-$(names_in kv_compression/attention)}; do
       speed "attention/$prefill" "$batch" ATTN_IMPL="$attn" PREFILL="$prefill"
     done
   done

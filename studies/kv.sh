@@ -24,7 +24,7 @@ pays() {
 methods() {
   for scope in ${SCOPES:-prompt context}; do
     for ratio in $ratios; do
-      for method in ${METHODS:-l2 keydiff snapkv expected_attention tova window random}; do
+      for method in ${METHODS:-$(names_in kv_compression/methods)}; do
         speed kv/methods 1 CONTEXTS="${CONTEXTS:-32768}" KV_SCOPE="$scope" \
           $(pruned "$method" "$ratio")
       done

@@ -15,7 +15,7 @@ methods() {
   set -- DATASET_ID="$data" KV_SCOPE="$scope" LOGDIR="$LOGDIR/quality/$task-$name/$scope" "$@"
   cell "$script" "$@"
   for ratio in ${RATIOS:-0.75 0.5 0.25}; do
-    for method in ${METHODS:-l2 keydiff snapkv expected_attention tova window random}; do
+    for method in ${METHODS:-$(names_in kv_compression/methods)}; do
       cell "$script" "$@" KV_MODE="$method" KEEP_RATIO="$ratio" PRUNE_AFTER=0
     done
   done

@@ -5,7 +5,7 @@ speed_settings
 export CONTEXTS=${CONTEXTS:-2048,8192,32768}
 
 # Weights outermost: each kind is loaded once.
-for quant in ${QUANTIZATIONS:-none bnb8 bnb4}; do
+for quant in ${QUANTIZATIONS:-$(names_in longctx/quantization)}; do
   for batch in ${BATCHES:-1 8}; do
     for decode in ${DECODINGS:-auto eager}; do
       speed quantization "$batch" QUANT_MODE="$quant" DECODE="$decode"

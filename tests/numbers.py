@@ -51,10 +51,7 @@ def _numbers(value):
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return set()
     if isinstance(value, dict):
-        inner = [*value.values()]
-        if {"right", "n"} <= set(value):
-            inner.append(100 * value["right"] / value["n"])
-        return set().union(*map(_numbers, inner))
+        value = [*value.values()]
     if isinstance(value, (list, tuple)):
         return set().union(*map(_numbers, value))
     return {value, 100 * value} if isinstance(value, float) and abs(value) <= 1 else {value}

@@ -1,14 +1,14 @@
 """A setting that cannot be used is one line and exit code 2, before any model is loaded."""
 
 import os
-import runpy
+import re
 import subprocess
 import sys
 
 import pytest
 
 import narrativeqa_eval
-from longctx import runner
+from longctx import cli, config, models
 from longctx.config import SettingError
 from tests.runs import ROOT, environ, run
 
@@ -76,9 +76,9 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["narrativeqa_eval.py"])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(runner.models, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(models, "load", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit) as stop:
-        runner.main(narrativeqa_eval.TASK, "", environ(tiny_folder, tmp_path / "logs", **changes))
+        cli.main(narrativeqa_eval.TASK, "", environ(tiny_folder, tmp_path / "logs", **changes))
     assert stop.value.code == 2
     errors = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
     assert len(errors) == 1
@@ -101,25 +101,69 @@ def test_missing_bitsandbytes_and_schema_errors(tiny_folder, tmp_path, monkeypat
         run(tiny_folder, tmp_path, DATASET_ID=str(path))
 
 
-def test_the_process_itself_exits_with_2():
-    bad = subprocess.run(
-        [sys.executable, "narrativeqa_eval.py"],
+def test_all_wrong_and_misspelt_settings_are_told_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["narrativeqa_eval.py"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(narrativeqa_eval.TASK, "", {"KEEP_RATO": "1", "KV_MODE": "l3", "N_SAMPLES": "x"})
+    assert stop.value.code == 2
+    note, *errors = capsys.readouterr().err.splitlines()
+    assert note == "note: KEEP_RATO is not a setting; did you mean KEEP_RATIO?"
+    assert [error.split(":")[1] for error in errors] == [" N_SAMPLES=x", " KV_MODE=l3"]
+
+
+# What takes seconds to import, and no command line needs.
+HEAVY = "torch transformers scipy datasets nltk"
+IN_A_PROCESS = f"""
+import contextlib, io, runpy, sys
+for module, *argv in [
+    ["narrativeqa_eval"], ["narrativeqa_eval", "--help"], ["longbench_kv_eval", "--help"],
+    ["hotpotqa_eval", "--help"], ["flex_pipeline.hotpot_qa_flex", "--help"],
+    ["flex_pipeline.benchmark_cmd", "--help"], ["longctx.sweep", "--help"],
+    ["longctx.sweep", "narrativeqa_eval.py", "KV_MODE=l2,l3"], ["longctx.compare", "--help"],
+    ["longctx.report", "--help"],
+]:
+    sys.argv = [module, *argv]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            code = stop.code
+    print(module, *argv, code, max(map(len, out.getvalue().splitlines()), default=0))
+    print(*(name for name in {HEAVY.split()} if name in sys.modules))
+"""
+
+
+def test_help_and_wrong_settings_need_no_torch():
+    """One process for all: an import that one of them makes stays for the next."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS],
         cwd=ROOT,
-        env=os.environ | {"KEEP_RATO": "0.5", "KV_MODE": "l3"},
+        env=os.environ | {"KV_MODE": "l3", "COLUMNS": "80"},
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    assert bad.returncode == 2
-    assert "error: KV_MODE=l3: choose one of none, " in bad.stderr
-    assert "Traceback" not in bad.stderr
+    assert "error: KV_MODE=l3: choose one of none, " in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines[1::2] if line] == []
+    for line in lines[::2]:
+        command, code, width = line.rsplit(maxsplit=2)
+        assert int(code) == (0 if command.endswith("--help") else 2), command
+        assert int(width) <= 80, command
 
 
 def test_a_script_helps(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["narrativeqa_eval.py", "--help"])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "narrativeqa_eval.py"), run_name="__main__")
+        cli.main(narrativeqa_eval.TASK, narrativeqa_eval.__doc__)
     assert stop.value.code == 0
     helped = capsys.readouterr().out
+    for group in config.GROUPS:
+        assert f"\n {group}:\n" in helped
     assert "KEEP_RATIO" in helped
-    assert "BNB_4BIT_TYPE" in helped
+    assert re.search(r"BNB_4BIT_TYPE .*\[default nf4\]", " ".join(helped.split()))
+    examples = helped.replace("\\\n", "").split(" examples:\n")[1].split("\n\n")[0]
+    for line in examples.splitlines():
+        pairs = dict(word.split("=") for word in line.split() if "=" in word)
+        assert config.read(narrativeqa_eval.TASK.settings, pairs)[1].is_set == set(pairs)

@@ -22,7 +22,7 @@ def test_defaults_are_those_of_the_design():
     assert settings.contexts == (2048, 4096, 8192, 16384, 32768)
     assert (settings.keep_ratio, settings.prune_after, settings.skip_layers) == (0.7, 512, (0, 1))
     assert settings.dataset_id == "deepmind/narrativeqa"
-    assert environment.method() is None
+    assert environment.method(settings.kv_mode) is None
 
 
 def test_values_are_parsed():
@@ -39,7 +39,7 @@ def test_values_are_parsed():
     assert settings.contexts == (512, 1024)
     assert settings.skip_layers == ()
     assert settings.use_summary is True
-    assert environment.method().keep == "high"
+    assert environment.method("l2").keep == "high"
 
 
 def test_misspelt_and_idle_variables_are_noted(capsys):

@@ -2,24 +2,25 @@
 
 import gc
 import importlib.util
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import narrativeqa_eval
 from kv_compression import decode_graph, methods
 from kv_compression.attention import backend
 from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
 from kv_compression.generation import generate
 from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
-from longctx import config, models, preflight
+from longctx import config, models, plan, requests
 from longctx.config import SettingError
-from longctx.distributed import Processes
-from longctx.requests import ContextRun, Requests
+from longctx.runner import Run
 from longctx.settings import Settings
 from tests.models import batch, tiny
-from tests.runs import run
+from tests.runs import environ, run
 
 L2 = method_class("l2")()
 
@@ -48,7 +49,8 @@ def test_a_graph_that_cannot_be_is_refused_and_auto_says_why_on_a_gpu(monkeypatc
 
     def chosen(decode, pruning=None):
         settings = Settings(decode=decode)
-        return preflight.decode_graphs(settings, model, "sdpa", pruning, Processes())
+        source = SimpleNamespace(is_random=False, tokenizer=None)
+        return plan.make(settings, source, model, backend="sdpa", pruning=pruning).graphs
 
     assert chosen("eager") is chosen("auto") is None
     assert not capsys.readouterr().err
@@ -68,30 +70,34 @@ def test_generate_refuses_a_graph_that_would_be_wrong():
         generate(model, input_ids, kv_bits=8, **options)
 
 
-def test_auto_goes_on_without_a_graph_where_a_step_cannot_be_captured(monkeypatch, capsys):
-    requests = object.__new__(Requests)
-    requests.settings, requests.graphs = Settings(), "graphs"
+@pytest.mark.model
+def test_auto_goes_on_without_a_graph_where_a_step_cannot_be_captured(
+    tiny_folder, tmp_path, monkeypatch, capsys
+):
+    with_graphs = []
 
-    def answer(batch):
-        if requests.graphs:
+    def generate(model, *, graphs, **options):
+        result = real(model, graphs=None, **options)
+        if graphs is None:
+            return result
+        with_graphs.append(1)
+        if len(with_graphs) > 2:
             raise CannotBeCapturedError("its step cannot be captured: it asks the device")
-        return batch
+        return replace(result, capture_ms=50.0)
 
-    monkeypatch.setattr(requests, "_answer", answer)
-    assert requests.answer(["sample"]) == ["sample"]
+    real = requests.generate
+    monkeypatch.setattr(requests, "generate", generate)
+    monkeypatch.setattr(decode_graph, "obstacle", lambda *_, **__: None)
+    full = run(tiny_folder, tmp_path, N_SAMPLES="3", CONTEXTS="200")
     assert "DECODE=eager, since its step cannot be captured" in capsys.readouterr().err
-    requests.settings, requests.graphs = Settings(decode="graph"), "graphs"
-    with pytest.raises(CannotBeCapturedError):
-        requests.answer(["sample"])
-
-
-def test_what_capturing_took_is_known_after_graphs_were_given_up():
-    graphs = SimpleNamespace(capture_ms=300.0)
-    requests = SimpleNamespace(graphs=graphs)
-    context = ContextRun(requests, [], {}, [], [].append)
-    graphs.capture_ms += 50
-    requests.graphs = None
-    assert context.capture_ms == 50
+    # Of the warm-up and of the first request, also after graphs were given up.
+    assert full["ctx_summaries"][0]["capture_ms"] == 100
+    assert [row["capture_ms"] for row in full["rows"]] == [50, 0, 0]
+    values = environ(tiny_folder, tmp_path, N_SAMPLES="1", CONTEXTS="200")
+    wanted = Run(narrativeqa_eval.TASK, *config.read(narrativeqa_eval.TASK.settings, values))
+    wanted.settings = replace(wanted.settings, decode="graph")
+    (row,) = wanted.execute()["rows"]
+    assert row["error"].startswith("CannotBeCapturedError: its step cannot be captured")
 
 
 @pytest.mark.model
@@ -194,7 +200,9 @@ def test_a_step_of_quantized_layers_is_near_the_models_own(bits):
     pytest.importorskip("bitsandbytes")
     values = {"MODEL_ID": "random/smollm2-135m", "QUANT_MODE": f"bnb{bits}"}
     settings, environ = config.read(Settings, values)
-    model, _ = models.load(settings, models.find(settings), environ.quantization())
+    model, _ = models.load(
+        settings, models.find(settings), environ.quantization(settings.quant_mode)
+    )
     assert decode_graph.obstacle(model, batch=1) is None
     input_ids, _ = batch([300], vocab_size=49152)
     options = {"backend": "sdpa", "max_new_tokens": 2}

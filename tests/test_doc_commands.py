@@ -14,8 +14,8 @@ import hotpotqa_eval
 import longbench_kv_eval
 import narrativeqa_eval
 from context_histograms import count_tokens, plot_longbench_tokens, plot_narrativeqa_tokens
-from flex_pipeline import hotpot_qa_flex
-from longctx import config
+from flex_pipeline import benchmark_cmd, hotpot_qa_flex
+from longctx import cells, config, settings_help
 from tests import docs
 from tests.runs import start
 from tests.test_distributed import free_port
@@ -47,10 +47,10 @@ def names(tables):
 def test_the_settings_page_holds_the_generated_tables():
     page = (docs.ROOT / "docs" / "settings.md").read_text()
     for scripts in (EVALUATIONS, COUNTS):
-        assert config.markdown_tables(names(scripts)) in page
+        assert settings_help.markdown_tables(names(scripts)) in page
     rows = [
         line
-        for line in config.markdown_tables(names(FLEX)).splitlines()
+        for line in settings_help.markdown_tables(names(FLEX)).splitlines()
         if line.startswith("| `MASK_")
     ]
     assert len(rows) == 5
@@ -66,14 +66,18 @@ def run_as_main(argv):
 
 def arguments_of(argv, where, monkeypatch):
     """A Python program's arguments as it reads them; one that it refuses ends the test."""
-    real = argparse.ArgumentParser.parse_args
 
-    def parse_args(self, *_):
-        raise Parsed(real(self))
+    def stopping(parse):
+        def parse_args(self, *_):
+            raise Parsed(parse(self))
+
+        return parse_args
 
     with monkeypatch.context() as patch:
         patch.chdir(where)
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        for name in ("parse_args", "parse_intermixed_args"):
+            parse = getattr(argparse.ArgumentParser, name)
+            patch.setattr(argparse.ArgumentParser, name, stopping(parse))
         patch.setattr(sys, "path", [str(docs.ROOT), *sys.path])
         patch.setattr(sys, "argv", argv[1:] if argv[0] == "-m" else argv)
         with pytest.raises(Parsed) as parsed:
@@ -90,7 +94,9 @@ def check_python(argv, variables, where, monkeypatch):
     parsed = arguments_of(argv, where, monkeypatch)
     if argv[0] == "-m":
         if argv[1] == "longctx.sweep":
-            check_settings("narrativeqa_eval.py", variables)
+            check_settings(parsed.script or "narrativeqa_eval.py", variables)
+            if parsed.script:
+                assert cells.grid(parsed.script, parsed.assignments)
         else:
             assert not variables
         return
@@ -98,11 +104,10 @@ def check_python(argv, variables, where, monkeypatch):
     if script in SETTINGS:
         check_settings(script, variables)
     if script == "flex_pipeline/benchmark_cmd.py":
-        of_cells = SETTINGS[str(parsed.script.resolve().relative_to(docs.ROOT))]
-        for name, values in parsed.set + parsed.grid:
-            for value in values if name not in PROCESS else ():
-                _, environment = config.read(of_cells, {name: value})
-                assert environment.is_set == {name}
+        for cell in benchmark_cmd.cells_of(parsed):
+            mine = {name: value for name, value in cell.changes.items() if name not in PROCESS}
+            _, environment = config.read(SETTINGS[cell.script], mine)
+            assert environment.is_set == set(mine)
 
 
 def check(command, monkeypatch):

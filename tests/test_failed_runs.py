@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import narrativeqa_eval
-from longctx import config, runner
+from longctx import cli, config, models, runner
 from longctx.config import SettingError
 from tests.runs import environ, run
 from tests.test_faults import NO_HANDLE, fail
@@ -20,7 +20,7 @@ def test_a_run_of_failures_alone_ends_as_one_and_is_not_done(
     monkeypatch.setattr(sys, "argv", ["narrativeqa_eval.py"])
     fail(monkeypatch, lambda ids: True, ZeroDivisionError("nothing"))
     with pytest.raises(SystemExit) as ended:
-        runner.main(narrativeqa_eval.TASK, "", values)
+        cli.main(narrativeqa_eval.TASK, "", values)
     assert ended.value.code == 1
     told = capsys.readouterr().err.splitlines()
     assert told[-1] == "error: 2 of 2 requests failed; the first: ZeroDivisionError: nothing"
@@ -34,7 +34,7 @@ def test_a_model_that_does_not_fit_is_one_line(tiny_folder, tmp_path, monkeypatc
     def load(*_):
         raise ValueError("Some modules are dispatched on the CPU") from NO_HANDLE
 
-    monkeypatch.setattr(runner.models, "load", load)
+    monkeypatch.setattr(models, "load", load)
     with pytest.raises(
         SettingError, match=r"MODEL_ID=.*does not fit into memory \(CUDA error: CUB"
     ):

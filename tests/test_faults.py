@@ -11,7 +11,16 @@ import pytest
 import torch
 
 import narrativeqa_eval
-from longctx import config, outcomes, preflight, requests, results, runner
+from longctx import (
+    config,
+    models,
+    outcomes,
+    preflight,
+    requests,
+    results,
+    run_metadata,
+    runner,
+)
 from longctx.config import SettingError
 from longctx.run_files import RunFiles
 from tests.runs import environ, run, start, without_timings
@@ -124,8 +133,8 @@ def test_logits_that_are_nan_are_named(tiny_folder, tmp_path, monkeypatch):
         model.lm_head.weight.data[3] = torch.nan
         return model, seconds
 
-    load = runner.models.load
-    monkeypatch.setattr(runner.models, "load", broken_load)
+    load = models.load
+    monkeypatch.setattr(models, "load", broken_load)
     full = run(tiny_folder, tmp_path, CONTEXTS="200", N_SAMPLES="2")
     assert [row["error"] for row in full["rows"]] == [
         "FloatingPointError: the model's logits are NaN at new token 1"
@@ -145,16 +154,16 @@ def test_a_device_that_is_lost_ends_the_run_after_the_row(tiny_folder, tmp_path,
 
 
 def test_a_clock_that_goes_backwards_overwrites_nothing(tiny_folder, tmp_path, monkeypatch):
-    class Backwards(results.datetime):
+    class Backwards(run_metadata.datetime):
         hours = 12
 
         @classmethod
         def now(cls, zone=None):
             cls.hours -= 1
-            return results.datetime(2026, 1, 1, max(cls.hours, 9), 0, 0, tzinfo=zone)
+            return run_metadata.datetime(2026, 1, 1, max(cls.hours, 9), 0, 0, tzinfo=zone)
 
     settings = {"CONTEXTS": "150", "N_SAMPLES": "1"}
-    monkeypatch.setattr(results, "datetime", Backwards)
+    monkeypatch.setattr(run_metadata, "datetime", Backwards)
     runs = [run(tiny_folder, tmp_path, **settings)["run_meta"]["run_id"] for _ in range(4)]
     assert len(set(runs)) == 4
     assert len(list(tmp_path.glob("*_full.json"))) == 4
@@ -165,12 +174,12 @@ def test_what_is_done_is_not_done_again(tiny_folder, tmp_path, capsys, monkeypat
     first = run(tiny_folder, tmp_path, **settings)
     assert "SKIP_DONE" not in capsys.readouterr().err
     with monkeypatch.context() as patch:
-        patch.setattr(runner.models, "load", lambda *_: pytest.fail("the model was loaded"))
+        patch.setattr(models, "load", lambda *_: pytest.fail("the model was loaded"))
         assert run(tiny_folder, tmp_path, **settings) is None
     assert f"{first['run_meta']['run_id']}_full.json" in capsys.readouterr().err
     for change in ({"SEED": "1"}, {"KV_MODE": "l2"}, {"MAX_NEW_TOKENS": "5"}):
         assert run(tiny_folder, tmp_path, **settings | change) is not None
-    monkeypatch.setattr(runner.identity, "code_fingerprint", lambda: "other code")
+    monkeypatch.setattr(run_metadata, "code_fingerprint", lambda: "other code")
     assert run(tiny_folder, tmp_path, **settings) is not None
     (tmp_path / "torn_full.json").write_text('{"run_meta": {"fing')
     monkeypatch.undo()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kv_compression import attention
+from kv_compression import attention, attention_hook
 from kv_compression.attention import backend_of
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate, stop_token_ids
@@ -266,7 +266,7 @@ def test_a_pruned_cache_works_inside_model_generate(keep_ratio):
     pruning = Pruning(L2(), keep_ratio, prune_after=6, skip_layers=(0,))
     starts = tuple(padding_before(mask))
     cache = PrunedCache(model.config.num_hidden_layers, pruning, starts)
-    with attention.use_attention(model, "sdpa", cache):
+    with attention_hook.use_attention(model, "sdpa", cache):
         output = model.generate(
             input_ids=input_ids,
             attention_mask=mask,

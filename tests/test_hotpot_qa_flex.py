@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flex_pipeline import hotpot_qa_flex, masks
+from flex_pipeline import hotpot_qa_flex, masks, patching
 from flex_pipeline.hotpot_qa_flex import TASK, attention
 from longctx import config, runner
 
@@ -29,10 +29,9 @@ def settings_of(**variables):
     return config.read(TASK.settings, variables)[0]
 
 
-def test_the_fixed_import_is_there():
-    from flex_pipeline.patching import enable_flex_attention_dense_causal
-
-    assert hotpot_qa_flex.enable_flex_attention_dense_causal is enable_flex_attention_dense_causal
+def test_the_fixed_import_is_there(monkeypatch):
+    monkeypatch.setattr(patching, "enable_flex_attention_dense_causal", lambda model: [model])
+    assert hotpot_qa_flex.enable_flex_attention_dense_causal("model") == ["model"]
 
 
 @pytest.mark.parametrize("name", sorted(masks.FACTORIES))

@@ -5,7 +5,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from kv_compression import layered, methods
-from kv_compression.attention import use_attention
+from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
 from kv_compression.last_layer import last_token_alone

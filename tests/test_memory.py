@@ -1,7 +1,7 @@
 """Peak memory of a long prefill, counted on tensors without data, so that no GPU is needed.
 
 On an H200 the same prompts, without the MLP in chunks, took 22.74 GB with the full cache and 20.72
-GB with half of it (logs/narrativeqa/h200-mistral-7b-32k); this count gives 22.70 and 20.69.
+GB with half of it; this count gives 22.70 and 20.69.
 """
 
 import types
@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from kv_compression import layered, rotary
-from kv_compression.attention import backend, use_attention
+from kv_compression.attention import backend
 from kv_compression.attention._merge import merged
+from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.last_layer import last_token_alone
 from kv_compression.methods import method_class
@@ -64,7 +65,7 @@ def fused_attention(query, key, value, layout, scaling):
 def fused(monkeypatch):
     """A backend that allocates what fused kernels do."""
     module = types.SimpleNamespace(check=backend("sdpa").check, attend=fused_attention)
-    monkeypatch.setattr("kv_compression.attention.backend", lambda _: module)
+    monkeypatch.setattr("kv_compression.attention_hook.backend", lambda _: module)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from flex_pipeline import hotpot_qa_flex
-from longctx import config, models, prefill
+from longctx import config, models, plan, preflight
 from longctx.config import SettingError
 from longctx.settings import Settings
 from tests.models import tiny
@@ -30,23 +30,24 @@ def test_a_layered_run_gives_the_rows_of_a_whole_one(tiny_folder, tmp_path, scop
 
 
 def test_auto_goes_by_layers_where_prompts_are_long_and_a_gpu_does_the_work(monkeypatch):
-    model, settings = tiny(), Settings(prefill_chunk=100)
-    assert prefill.chunk_rows(settings, model, 1000) is None
+    model = tiny()
+    source = types.SimpleNamespace(is_random=False, tokenizer=None)
+
+    def chunk_rows(rows, **settings):
+        made = plan.make(Settings(decode="eager", **settings), source, model, backend="sdpa")
+        return made.chunk_rows(rows)
+
+    assert chunk_rows(1000, prefill_chunk=100) is None
     monkeypatch.setattr(type(model), "device", types.SimpleNamespace(type="cuda"))
-    assert prefill.chunk_rows(settings, model, 200) is None
-    assert prefill.chunk_rows(settings, model, 201) == 100
-    assert prefill.chunk_rows(Settings(prefill="whole"), model, 10**6) is None
-    unset = Settings(prefill="layered")
-    assert [prefill.chunk_rows(unset, model, rows) for rows in (5, 65536, 65537)] == [
-        6144,
-        6144,
-        3072,
-    ]
+    assert chunk_rows(200, prefill_chunk=100) is None
+    assert chunk_rows(201, prefill_chunk=100) == 100
+    assert chunk_rows(10**6, prefill="whole") is None
+    chunks = [chunk_rows(rows, prefill="layered") for rows in (5, 65536, 65537)]
+    assert chunks == [6144, 6144, 3072]
     model.model.layers[1].to("meta")
-    assert prefill.chunk_rows(settings, model, 1000) is None
-    prefill.check_model(settings, model)
+    assert chunk_rows(1000, prefill_chunk=100) is None
     with pytest.raises(SettingError, match="PREFILL=layered: the model lies on cpu, meta"):
-        prefill.check_model(Settings(prefill="layered"), model)
+        chunk_rows(1000, prefill="layered")
 
 
 def test_what_cannot_be_layered_is_refused_before_the_model_is_loaded():
@@ -54,12 +55,12 @@ def test_what_cannot_be_layered_is_refused_before_the_model_is_loaded():
         return types.SimpleNamespace(config=types.SimpleNamespace(model_type=model_type))
 
     layered = Settings(prefill="layered")
-    prefill.check(layered, source("qwen3"))
-    prefill.check(Settings(), source("gemma3"))
+    preflight.check_prefill(layered, source("qwen3"))
+    preflight.check_prefill(Settings(), source("gemma3"))
     with pytest.raises(SettingError, match="PREFILL=layered: a gemma3 model is none of"):
-        prefill.check(layered, source("gemma3"))
+        preflight.check_prefill(layered, source("gemma3"))
     with pytest.raises(SettingError, match="leave TP_PLAN at none"):
-        prefill.check(Settings(prefill="layered", tp_plan="auto"), source("llama"))
+        preflight.check_prefill(Settings(prefill="layered", tp_plan="auto"), source("llama"))
     settings, _ = config.read(hotpot_qa_flex.HotpotQAFlexSettings, {"PREFILL": "layered"})
     with pytest.raises(SettingError, match="masks are made for whole prefills"):
         hotpot_qa_flex.attention(settings)
@@ -67,4 +68,4 @@ def test_what_cannot_be_layered_is_refused_before_the_model_is_loaded():
 
 def test_every_shape_of_random_weights_can_be_layered():
     for shape in models.RANDOM_SHAPES.values():
-        prefill.check(Settings(prefill="layered"), types.SimpleNamespace(config=shape))
+        preflight.check_prefill(Settings(prefill="layered"), types.SimpleNamespace(config=shape))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from kv_compression import attention
+from kv_compression import attention_hook
 from kv_compression.cache import PrunedCache
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
@@ -88,7 +88,7 @@ def test_what_a_pruned_cache_attends_to(backend, case):
     except Undecided:
         reject()
     done = [0] * len(rows)
-    with attention.use_attention(MODEL, backend, cache):
+    with attention_hook.use_attention(MODEL, backend, cache):
         for lengths in parts:
             cache.expect([max(lengths) - length for length in lengths])
             for layer_idx in range(LAYERS):
@@ -98,7 +98,7 @@ def test_what_a_pruned_cache_attends_to(backend, case):
                 )
                 key, value = cache.update(key, value, layer_idx)
                 module = SimpleNamespace(layer_idx=layer_idx)
-                output, _ = attention._forward(module, query, key, value, None)
+                output, _ = attention_hook._forward(module, query, key, value, None)
                 assert output.isfinite().all()
                 assert output.is_contiguous()  # some models take a view of it
                 for row, length in enumerate(lengths):
@@ -121,10 +121,12 @@ def test_what_a_pruned_cache_attends_to(backend, case):
 def test_a_layer_may_attend_again_to_what_was_pruned_since():
     query, key, value = (torch.randn(2, 2, 9, 16) for _ in range(3))
     cache = PrunedCache(LAYERS, Pruning(L2(), 0.5, 0), starts=(0, 5))
-    with attention.use_attention(MODEL, "sdpa", cache):
+    with attention_hook.use_attention(MODEL, "sdpa", cache):
         key, value = cache.update(key, value, 0)
         module = SimpleNamespace()
-        first, again = (attention._forward(module, query, key, value, None)[0] for _ in range(2))
+        first, again = (
+            attention_hook._forward(module, query, key, value, None)[0] for _ in range(2)
+        )
     assert torch.equal(first, again)
     assert cache.layers[0].stored_tokens == 5
     assert cache.layers[0].starts == (0, 3)
@@ -135,24 +137,24 @@ def test_keys_of_another_layer_are_read_only_where_nothing_is_pruned():
     own, other = SimpleNamespace(), SimpleNamespace()
     for pruning in (None, Pruning(L2(), 0.5, 0)):
         cache = PrunedCache(LAYERS, pruning)
-        with attention.use_attention(MODEL, "sdpa", cache):
+        with attention_hook.use_attention(MODEL, "sdpa", cache):
             key, value = cache.update(*states, 0)
-            attention._forward(own, query, key, value, None)
+            attention_hook._forward(own, query, key, value, None)
             if pruning is None:
-                attention._forward(other, query, key, value, None)
+                attention_hook._forward(other, query, key, value, None)
                 continue
             with pytest.raises(NotImplementedError, match="keys of another layer"):
-                attention._forward(other, query, key, value, None)
+                attention_hook._forward(other, query, key, value, None)
 
 
 def test_attention_both_ways_is_refused():
     cache = PrunedCache(LAYERS)
     states = [torch.randn(1, 2, 5, 16) for _ in range(3)]
-    with attention.use_attention(MODEL, "sdpa", cache):
+    with attention_hook.use_attention(MODEL, "sdpa", cache):
         key, value = cache.update(*states[:2], 0)
         for module, options in (
             (SimpleNamespace(is_causal=False), {}),
             (SimpleNamespace(is_causal=True), {"is_causal": False}),
         ):
             with pytest.raises(NotImplementedError, match="both ways"):
-                attention._forward(module, states[2], key, value, None, **options)
+                attention_hook._forward(module, states[2], key, value, None, **options)

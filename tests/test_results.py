@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from longctx import results, statistics
+from longctx import results, run_metadata, statistics
 from longctx.run_files import RunFiles
+from longctx.settings import Settings
 from tests.saved_runs import journal_meta as meta
 from tests.saved_runs import journal_row
 
@@ -73,10 +74,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     "model", ["a/b", "../../etc/passwd", "/abs/path", "..", "a b\n;rm -rf *", "日本"]
 )
 def test_run_ids_stay_inside_their_folder(tmp_path, model):
-    name = results.run_id(model, "sdpa", 1, 1, "none", "none")
+    name = run_metadata.run_id(Settings(dataset_id=model), model, 1)
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
     assert not name.startswith(".")
     assert "\n" not in name
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"keep_ratio": 0.5}, "m_flash2_N7_B1_KVnone_Qnone"),
+        ({"kv_mode": "l2"}, "m_flash2_N7_B1_KVl2_Qnone"),
+        (
+            {"kv_mode": "l2", "keep_ratio": 0.5, "kv_scope": "context", "kv_quant": "int8"},
+            "m_flash2_N7_B1_KVl2-0.5-context-int8_Qnone",
+        ),
+        ({"kv_mode": "l2", "keep_tokens": 64}, "m_flash2_N7_B1_KVl2-64tokens_Qnone"),
+        ({"dataset_id": "a/LongBench-v2"}, "m_flash2_LongBench-v2_N7_B1_KVnone_Qnone"),
+        ({"dataset_id": "some/questions.jsonl"}, "m_flash2_questions_N7_B1_KVnone_Qnone"),
+    ],
+)
+def test_names_of_runs_tell_runs_apart(changes, name):
+    assert run_metadata.run_id(Settings(**changes), "m", 7).rpartition("_")[0] == name
 
 
 def test_percentiles_and_intervals():

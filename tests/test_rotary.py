@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kv_compression import attention, methods
+from kv_compression import attention_hook, methods
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
 from kv_compression.layer import PrunedLayer
@@ -70,7 +70,7 @@ def settled(monkeypatch, model, position):
     cache = PrunedCache(4, Pruning(ExpectedAttention(), 0.5, prune_after=100))
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setattr(PrunedLayer, "settle", spy)
-        with attention.use_attention(model, "eager", cache):
+        with attention_hook.use_attention(model, "eager", cache):
             model(
                 input_ids=torch.tensor([[7]]),
                 position_ids=torch.tensor([[position]]),

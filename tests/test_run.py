@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 
 import pytest
+from transformers import LlamaForCausalLM
 
+import longbench_kv_eval
 import narrativeqa_eval
-from longctx import config, requests, runner, tables
+from longctx import cli, config, models, requests, results, run_metadata, runner, tables
 from tests.runs import ROOT, environ, run, without_timings
 
 pytestmark = pytest.mark.model
@@ -20,7 +23,7 @@ def test_results_have_every_fixed_key(tiny_folder, tmp_path):
     full = run(tiny_folder, tmp_path, BATCH_SIZE="2", KV_MODE="l2", PRUNE_AFTER="100")
     assert set(full) == {"run_meta", "ctx_summaries", "rows", "summary"}
     run_id = full["run_meta"]["run_id"]
-    assert run_id.startswith("tiny-llama_sdpa_N5_B2_KVl2_Qnone_")
+    assert run_id.startswith("tiny-llama_sdpa_synthetic_N5_B2_KVl2_Qnone_")
     on_disk = json.loads((tmp_path / f"{run_id}_full.json").read_text())
     lines = [json.loads(s) for s in (tmp_path / f"{run_id}.jsonl").read_text().splitlines()]
     assert on_disk["ctx_summaries"] == lines
@@ -63,6 +66,55 @@ def test_results_have_every_fixed_key(tiny_folder, tmp_path):
     nothing = {"n_missing": 0, "n_unexpected": 0, "unexpected": []}
     assert on_disk["run_meta"]["loading"] == nothing
     assert "KV_MODE=l2" in on_disk["run_meta"]["command"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "adjusted"),
+    [
+        ({"ATTN_IMPL": None}, {"ATTN_IMPL": "sdpa"}),
+        ({"ANSWER_MODE": "loglikelihood", "MAX_NEW_TOKENS": "7"}, {"MAX_NEW_TOKENS": 1}),
+        ({"KV_MODE": "l2", "L2_KEEP": "high", "SKIP_LAYERS": ""}, {}),
+    ],
+)
+def test_what_a_run_adjusts_is_in_its_variables_fingerprint_and_command(
+    tiny_folder, tmp_path, changes, adjusted
+):
+    task = longbench_kv_eval.TASK
+    settings, environment = config.read(task.settings, environ(tiny_folder, tmp_path, **changes))
+    made = runner.Run(task, settings, environment)
+    meta, variables = made.meta, environment.values(settings) | adjusted
+    assert meta["variables"] == variables
+    figures = {v.name: variables[v.name] for v in environment.declared if v.changes_results}
+    assert "LOGDIR" not in figures
+    values = {
+        "task": "longbench_kv",
+        **figures,
+        "model": models.fingerprint(made.source),
+        "prompt_frame": made.builder.frame,
+        "code": run_metadata.code_fingerprint(),
+        "versions": meta["versions"],
+        "device": [meta["device"]["type"], meta["device"]["name"]],
+    }
+    assert meta["fingerprint"] == results.fingerprint(values, meta["data_fingerprint"])
+    for name in adjusted.keys() & environment.is_set:
+        assert f" {name}={adjusted[name]} " in meta["command"]
+
+
+def test_few_calls_lie_between_the_command_and_the_forward_of_the_prefill(
+    tiny_folder, tmp_path, monkeypatch
+):
+    def forward(*arguments, **options):
+        own = (str(ROOT / "longctx"), str(ROOT / "kv_compression"))
+        paths.append([f.name for f in traceback.extract_stack() if f.filename.startswith(own)])
+        return real(*arguments, **options)
+
+    paths, real = [], LlamaForCausalLM.forward
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    monkeypatch.setattr(sys, "argv", ["narrativeqa_eval.py"])
+    changes = {"N_SAMPLES": "1", "CONTEXTS": "200", "MAX_NEW_TOKENS": "1"}
+    cli.main(narrativeqa_eval.TASK, "", environ(tiny_folder, tmp_path, **changes))
+    # Before these, the checks run a model too.
+    assert 2 < max(len(path) for path in paths if path[1] == "execute") <= 7
 
 
 def test_predictions_do_not_depend_on_the_batch_size(tiny_folder, tmp_path):

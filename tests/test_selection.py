@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_compression.selection import kept_count, select
+from kv_compression.pruning import kept_count
+from kv_compression.selection import select
 
 
 def kept_by_definition(scores, start, count):

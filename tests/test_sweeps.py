@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import time
 
 import pytest
 
-from longctx import config, models, sweep
+from kv_compression import attention, methods
+from longctx import config, models, quantization, runner, sweep
+from longctx.cells import Outcome, grid, read, task_of
 from longctx.config import CannotRunError
 from longctx.shared_resources import SharedResources
 from tests import runs
@@ -21,6 +24,12 @@ CELLS = [
     f"narrativeqa_eval.py {changes}"
     for changes in ("KV_MODE=none", "KV_MODE=l2 KEEP_RATIO=0.5", "KV_MODE=window BATCH_SIZE=2")
 ]
+
+
+@pytest.fixture(autouse=True)
+def group(monkeypatch):
+    """What a sweep sets in this process is gone after the test."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "tests")
 
 
 def lines_of(name, tmp_path, **variables):
@@ -47,17 +56,53 @@ def lines_of(name, tmp_path, **variables):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_each_line_of_a_sweep_can_be_read(name, tmp_path, capsys):
     lines, environment = lines_of(name, tmp_path, OMP_NUM_THREADS="1")
-    cells = sweep.read(lines)
+    cells = read(lines)
     assert len(cells) > 5
     assert {environment[name] for name in ("SKIP_DONE", "RESUME")} == {"1"}
     told = set()
     for cell in cells:
-        settings, found = config.read(cell.task.settings, environment | cell.changes)
+        task = task_of(cell.script)
+        settings, found = config.read(task.settings, environment | cell.changes)
         assert set(cell.changes) <= found.is_set
         assert settings.logdir.startswith("logs/studies/")
-        told.add((cell.task.name, str(sorted(cell.changes.items()))))
+        told.add((task.name, str(sorted(cell.changes.items()))))
     assert len(told) == len(cells)
     assert "is not a setting" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "package"),
+    [
+        ("kv", "KV_MODE", methods),
+        ("quality", "KV_MODE", methods),
+        ("attention", "ATTN_IMPL", attention),
+        ("quantization", "QUANT_MODE", quantization),
+    ],
+)
+def test_a_sweep_has_every_method_and_backend_there_is(name, variable, package, tmp_path):
+    lines, _ = lines_of(f"{name}.sh", tmp_path)
+    used = {cell.changes.get(variable, "none") for cell in read(lines)}
+    assert used - {"none"} == set(package.names()) - {"none"}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_help_says_what_a_sweep_does_and_starts_nothing(name):
+    def ended(argument):
+        return subprocess.run(
+            ["bash", str(ROOT / "studies" / name), argument],
+            env={"PATH": os.environ["PATH"], "PYTHON": "no-such-program"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    helped = ended("--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    head = (ROOT / "studies" / name).read_text().splitlines()[1]
+    assert helped.stdout.startswith(head.removeprefix("# "))
+    assert re.search(r'^  LOGDIR="logs/studies"$', helped.stdout, re.M)
+    assert all(len(line) < 110 for line in helped.stdout.splitlines())
+    assert ended("BATCHES=1").returncode == 2
 
 
 def test_a_sweep_honours_the_environment_and_paths_with_spaces(tmp_path):
@@ -65,7 +110,7 @@ def test_a_sweep_honours_the_environment_and_paths_with_spaces(tmp_path):
         "quality.sh", tmp_path, MODEL_ID="m", CONTEXTS="700", METHODS="l2", RATIOS="0.5",
         SCOPES="context", NARRATIVEQA="", HOTPOTQA="a.jsonl", LONGBENCH="", LOGDIR="a folder",
     )  # fmt: skip
-    full, pruned = sweep.read(lines)
+    full, pruned = read(lines)
     assert (environment["MODEL_ID"], environment["ATTN_IMPL"]) == ("m", "sdpa")
     assert full.changes == {
         "DATASET_ID": "a.jsonl", "KV_SCOPE": "context", "CONTEXTS": "700",
@@ -75,7 +120,7 @@ def test_a_sweep_honours_the_environment_and_paths_with_spaces(tmp_path):
         "KV_MODE": "l2", "KEEP_RATIO": "0.5", "PRUNE_AFTER": "0",
     }  # fmt: skip
     lines, _ = lines_of("attention.sh", tmp_path, BATCHES="4", REQUESTS="3", BACKENDS="sdpa")
-    cells = sweep.read(lines)
+    cells = read(lines)
     assert [cell.changes["PREFILL"] for cell in cells] == ["whole", "layered"]
     assert {(c.changes["BATCH_SIZE"], c.changes["N_SAMPLES"]) for c in cells} == {("4", "12")}
 
@@ -83,16 +128,56 @@ def test_a_sweep_honours_the_environment_and_paths_with_spaces(tmp_path):
 @pytest.mark.parametrize("line", ["narrativeqa_eval.py KV_MODE", "tests/runs.py A=1", "no.py A=1"])
 def test_a_line_that_is_no_run_is_refused(line, monkeypatch, capsys):
     with pytest.raises(CannotRunError):
-        sweep.read([line])
+        read([line])
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{line}\n"))
     monkeypatch.setattr(sys, "argv", ["sweep"])
     assert sweep.main() == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def lines_of_grid(*assignments):
+    return [cell.line.partition(" ")[2] for cell in grid("narrativeqa_eval.py", assignments)]
+
+
+def test_a_grid_has_every_value_with_every_other_one():
+    assert lines_of_grid("KV_MODE=l2,tova", "KEEP_RATIO=0.7,0.5") == [
+        "KV_MODE=l2 KEEP_RATIO=0.7", "KV_MODE=l2 KEEP_RATIO=0.5",
+        "KV_MODE=tova KEEP_RATIO=0.7", "KV_MODE=tova KEEP_RATIO=0.5",
+    ]  # fmt: skip
+
+
+def test_commas_of_lists_and_of_what_is_no_setting_are_part_of_the_value():
+    assert lines_of_grid("CONTEXTS=512,1024") == ["CONTEXTS=512,1024"]
+    assert lines_of_grid("CONTEXTS=512,1024;2048") == ["CONTEXTS=512,1024", "CONTEXTS=2048"]
+    assert lines_of_grid("KV_MODE=l2", "SKIP_LAYERS=;0,1") == [
+        "KV_MODE=l2 SKIP_LAYERS=", "KV_MODE=l2 SKIP_LAYERS=0,1",
+    ]  # fmt: skip
+    assert lines_of_grid("CUDA_VISIBLE_DEVICES=0,1") == ["CUDA_VISIBLE_DEVICES=0,1"]
+    assert lines_of_grid("MODEL_ID=a,b;c") == ["MODEL_ID=a,b", "MODEL_ID=c"]
+
+
+def test_runs_that_differ_in_nothing_that_has_an_effect_are_one(monkeypatch):
+    axes = ("KV_MODE=none,l2,snapkv", "KEEP_RATIO=0.7,0.5", "SNAPKV_WINDOW=32,64")
+    assert len(lines_of_grid(*axes)) == 1 + 2 + 4
+    monkeypatch.setenv("KV_MODE", "l2")
+    assert lines_of_grid("KEEP_RATIO=0.7,0.5") == ["KEEP_RATIO=0.7", "KEEP_RATIO=0.5"]
+
+
+def test_all_that_is_wrong_with_a_grid_is_told_at_once(monkeypatch, capsys):
+    arguments = ["narrativeqa_eval.py", "KV_MODE=l2,l3", "KEEP_RATO=0.5", "SEED=1,1", "SEED=x"]
+    monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+    assert sweep.main() == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [error.split(": ")[1] for error in errors] == [
+        "KV_MODE=l3", "KEEP_RATO=0.5", "SEED=1,1", "SEED=x", "SEED=x",
+    ]  # fmt: skip
+    assert "did you mean KEEP_RATIO?" in errors[1]
+
+
 def test_a_run_of_failures_alone_is_not_done(monkeypatch, capsys):
     class Failed:
         failure = "4 of 4 requests failed; the first: ValueError: x"
+        results_path = None
 
         def __init__(self, *_):
             pass
@@ -100,9 +185,24 @@ def test_a_run_of_failures_alone_is_not_done(monkeypatch, capsys):
         def execute(self):
             pass
 
-    monkeypatch.setattr(sweep, "Run", Failed)
-    assert sweep.run_all(sweep.read(CELLS[:1])) == 1
-    assert f"not done: {CELLS[0]}: {Failed.failure}" in capsys.readouterr().err
+    monkeypatch.setattr(runner, "Run", Failed)
+    assert sweep.run_all(read(CELLS[:1])) == 1
+    printed = capsys.readouterr()
+    assert f"not done: {CELLS[0]} (after" in printed.err
+    assert Failed.failure in " ".join(printed.out.split())
+
+
+def test_runs_of_a_sweep_are_one_group(monkeypatch):
+    monkeypatch.setattr(sweep, "run", lambda *_: Outcome(None))
+    groups = set()
+    for lines in (CELLS, CELLS, CELLS[:1]):
+        monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+        sweep.run_all(read(lines))
+        groups.add(os.environ["WANDB_RUN_GROUP"])
+    assert len(groups) == 2
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    sweep.run_all(read(CELLS))
+    assert os.environ["WANDB_RUN_GROUP"] == "mine"
 
 
 @pytest.mark.model
@@ -112,14 +212,15 @@ def test_runs_of_one_process_are_those_of_their_own(tiny_folder, tmp_path, monke
     for name, value in environ(tiny_folder, tmp_path / "together").items():
         monkeypatch.setenv(name, value)
     bad = "narrativeqa_eval.py ATTN_IMPL=flash2 DEVICE_MAP=cpu"
-    assert sweep.run_all(sweep.read([CELLS[0], bad, *CELLS[1:]])) == 1
+    assert sweep.run_all(read([CELLS[0], bad, *CELLS[1:]])) == 1
     assert len(loaded) == 1
-    notes = capsys.readouterr().err
-    assert f"note: not done: {bad}: ATTN_IMPL=flash2: " in notes
-    assert "3 of 4 runs are done" in notes
+    printed = capsys.readouterr()
+    assert re.search(rf"note: not done: {bad} \(after [\d.]+ s\): ATTN_IMPL=flash2: ", printed.err)
+    assert "3 of 4 runs are done" in printed.err
+    assert "not done: ATTN_IMPL=flash2 DEVICE_MAP=cpu: " in " ".join(printed.out.split())
     together = sorted((tmp_path / "together").glob("*_full.json"), key=os.path.getmtime)
     for path, line in zip(together, CELLS, strict=True):
-        (cell,) = sweep.read([line])
+        (cell,) = read([line])
         alone = runs.run(tiny_folder, tmp_path / "alone", **cell.changes)
         found = json.loads(path.read_text())
         for full in (found, alone):
@@ -129,16 +230,16 @@ def test_runs_of_one_process_are_those_of_their_own(tiny_folder, tmp_path, monke
 
 @pytest.mark.model
 def test_samples_and_models_are_shared_only_where_they_are_the_same(tiny_folder, tmp_path):
-    supplies = SharedResources(keeps_prompts=True)
+    shared = SharedResources(keeps_prompts=True)
 
     def made(**changes):
         values = environ(tiny_folder, tmp_path, N_SAMPLES="2", CONTEXTS="200", **changes)
-        task = sweep.read(CELLS[:1])[0].task
+        task = task_of("narrativeqa_eval.py")
         settings, environment = config.read(task.settings, values)
-        source = supplies.source(settings)
-        builder = supplies.builder(task, settings, source)
-        samples = supplies.samples(task, settings, builder)
-        model, _ = supplies.model(settings, source, environment.quantization())
+        source = shared.source(settings)
+        builder = shared.builder(task, settings, source)
+        samples = shared.samples(task, settings, builder)
+        model, _ = shared.model(settings, source, environment.quantization(settings.quant_mode))
         prompt = builder.build(samples[200][0].parts, 200, settings.truncate)
         return samples, model, prompt
 
@@ -190,7 +291,7 @@ def test_an_interrupted_sweep_ends_complete(
     lines, environment = lines_of(f"{name}.sh", tmp_path, **settings)
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    assert sweep.run_all(sweep.read(lines)) == 0
+    assert sweep.run_all(read(lines)) == 0
     notes = capsys.readouterr().err
     assert notes.count("SKIP_DONE: these settings have their results") == len(before)
     assert f"{runs_in_all} of {runs_in_all} runs are done" in notes

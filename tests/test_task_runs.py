@@ -9,7 +9,7 @@ import torch
 
 import hotpotqa_eval
 import longbench_kv_eval
-from longctx import config, runner
+from longctx import cli, config, runner
 from longctx.config import SettingError
 from longctx.prompts import PromptBuilder
 from longctx.task import samples_by_context
@@ -155,7 +155,7 @@ def test_a_record_of_another_schema_is_exit_code_2(
     path.write_text('{"context": "A text."}\n')
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit) as stop:
-        runner.main(script.TASK, "", environ(tiny_folder, tmp_path, DATASET_ID=str(path)))
+        cli.main(script.TASK, "", environ(tiny_folder, tmp_path, DATASET_ID=str(path)))
     assert stop.value.code == 2
     _note, error, *example = capsys.readouterr().err.splitlines()
     assert error.startswith(

@@ -12,7 +12,17 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import BloomConfig, MistralConfig
 
 import narrativeqa_eval
-from longctx import builtin, config, hub, models, preflight, requests, runner, tracking, wordnet
+from longctx import (
+    builtin,
+    cli,
+    config,
+    hub,
+    models,
+    preflight,
+    requests,
+    tracking,
+    wordnet,
+)
 from longctx.run_files import RunFiles
 from longctx.settings import Settings
 from tests import docs
@@ -40,7 +50,7 @@ def run(tiny_folder, tmp_path, monkeypatch):
     def run(**changes):
         settings = {"CONTEXTS": "200", "N_SAMPLES": "2"} | changes
         try:
-            runner.main(narrativeqa_eval.TASK, "", environ(tiny_folder, logdir, **settings))
+            cli.main(narrativeqa_eval.TASK, "", environ(tiny_folder, logdir, **settings))
         except SystemExit as stop:
             if isinstance(stop.code, str):
                 print(stop.code, file=sys.stderr)

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import is_env_variable_true
 
 import hotpotqa_eval
-from longctx import console, requests, results, runner
+from longctx import cli, console, requests, results, run_metadata
 from longctx.config import SettingError
 from longctx.run_files import RunFiles
+from longctx.settings import Settings
 from tests.runs import environ, run
 
 # What each does to a terminal that gets it raw, and the part that must not get through.
@@ -99,7 +100,7 @@ def test_hostile_errors_and_settings_steer_no_terminal(
     for variable in ("DATASET_ID", "MODEL_ID", "KV_MODE"):
         values = environ(tiny_folder, tmp_path, **{variable: f"{text}.jsonl"})
         with pytest.raises(SystemExit) as stop:
-            runner.main(hotpotqa_eval.TASK, "", values)
+            cli.main(hotpotqa_eval.TASK, "", values)
         assert stop.value.code == 2
     printed, errors = capsys.readouterr()
     assert errors.count("error: ") == 3
@@ -220,6 +221,8 @@ def test_links_in_the_folder_are_not_written_through(tmp_path):
 
 @pytest.mark.parametrize("model", ["x" * 300, "../" * 90 + "etc", "日本" * 100])
 def test_long_names_fit_a_file_name(tmp_path, model):
-    name = results.run_id(model, "sdpa", 1, 1, "none", "none")
+    name = run_metadata.run_id(
+        Settings(dataset_id=model, keep_tokens=10**7, kv_mode="l2" * 20), model, 1
+    )
     results.write_whole(tmp_path / f"{name}_full.json", "{}")
     assert [path.parent for path in tmp_path.rglob("*_full.json")] == [tmp_path]

@@ -8,18 +8,19 @@ sets it), `help`, and `choices` where the values are few.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-
-from kv_compression import plugins, rotary
-from kv_compression.rotary import Rotary
+from kv_compression import plugins
 
 if TYPE_CHECKING:
-    # Whoever only compares runs need not wait for it.
+    # Whoever asks for the methods' names and parameters need not wait for these.
+    import torch
     from transformers import PreTrainedModel
+
+    from kv_compression.rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class StoredLayer:
         own = query_positions[:, None, None, :, None]
         # A query that is padding sees everything, so that no row of scores is empty.
         seen = (positions <= own) & (positions >= 0) | (own < 0)
-        return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1) * (own >= 0)
+        return scores.masked_fill(~seen, -math.inf).softmax(dim=-1) * (own >= 0)
 
 
 class PruningMethod(Protocol):
@@ -120,6 +121,8 @@ def obstacle(method: PruningMethod, model: PreTrainedModel) -> str | None:
 
     Raises ValueError when the model does not let its attention be chosen.
     """
+    from kv_compression import rotary
+
     if not getattr(method, "needs_rotation", False) or not (problem := rotary.obstacle(model)):
         return None
     name = type(method).__module__.rpartition(".")[2]

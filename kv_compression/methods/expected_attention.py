@@ -1,10 +1,15 @@
 """expected_attention: keep what future queries will attend to (Devoto et al., arXiv 2510.00636)."""
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from kv_compression.methods import StoredLayer
+    from kv_compression.methods import StoredLayer
 
 _TERMS = 1024  # of a sum that one block of a GPU adds up
 
@@ -39,6 +44,8 @@ class Method:
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: expected attention times the value's norm; the first tokens above."""
+        import torch
+
         scores = torch.stack([self._score_head(head) for head in layer.by_head()], dim=1)
         return scores.masked_fill(self._is_sink(layer.positions), torch.finfo(torch.float32).max)
 
@@ -48,16 +55,20 @@ class Method:
 
     def _score_head(self, layer: StoredLayer) -> torch.Tensor:
         """(B, S) float32 for a layer of one key/value head."""
+        import torch
+
         mean, covariance = self._expected_queries(layer)
         keys = layer.keys.float()  # (B, 1, S, D)
         logits = (keys @ mean[..., None])[..., 0] * layer.scaling
         logits += (keys @ covariance * keys).sum(dim=-1) * layer.scaling**2 / 2
-        weights = logits.masked_fill(self._is_sink(layer.positions), -torch.inf).softmax(dim=-1)
+        weights = logits.masked_fill(self._is_sink(layer.positions), -math.inf).softmax(dim=-1)
         weights = weights.nan_to_num().mean(dim=1)  # a row of sinks alone has no weights
         return weights * torch.linalg.vector_norm(layer.values[:, 0].float(), dim=-1)
 
     def _expected_queries(self, layer: StoredLayer) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean, (B, G, D), and covariance, (B, G, D, D), of the queries to come of a group."""
+        import torch
+
         queries, positions = layer.last_queries()
         if layer.rotary is None:
             raise ValueError("expected_attention needs the rotation of the model's layers")

@@ -1,11 +1,14 @@
 """keydiff: keep the keys least like the mean key (Park et al. 2025, arXiv 2504.15364)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn.functional import cosine_similarity, normalize
+if TYPE_CHECKING:
+    import torch
 
-from kv_compression.methods import StoredLayer
+    from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,13 @@ class Method:
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32: negative cosine similarity to the mean of the normalised keys."""
+        import torch
+
         return torch.cat([self._score_head(head) for head in layer.by_head()], dim=1)
 
     def _score_head(self, layer: StoredLayer) -> torch.Tensor:
+        from torch.nn.functional import cosine_similarity, normalize
+
         keys = layer.keys.float()
         is_token = (layer.positions >= 0)[..., None]
         total = (normalize(keys, dim=-1) * is_token).sum(dim=2, keepdim=True)

@@ -1,10 +1,14 @@
 """L2: keep the tokens whose keys have the lowest norm (Devoto et al. 2024, arXiv 2406.11430)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from kv_compression.methods import StoredLayer
+    from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -35,5 +39,7 @@ class Method:
 
         The norm is taken in float32: in bfloat16 about three quarters of a head's norms tie.
         """
+        import torch
+
         norms = torch.linalg.vector_norm(layer.keys, dim=-1, dtype=torch.float32)
         return norms if self.keep == "high" else -norms

@@ -1,10 +1,14 @@
 """random: tokens drawn by lot, each head for itself. A control: a method should beat it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from kv_compression.methods import StoredLayer
+    from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Method:
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32, uniform."""
+        import torch
+
         batch, heads, stored = layer.keys.shape[:3]
         places = layer.positions.clamp(min=0).expand(batch, heads, stored)
         # Drawn place by place on the CPU: the same for every length and device.

@@ -1,11 +1,14 @@
 """snapkv: keep what the prompt's last tokens attend to (Li et al. 2024, arXiv 2404.14469)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn.functional import avg_pool1d
+if TYPE_CHECKING:
+    import torch
 
-from kv_compression.methods import StoredLayer
+    from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Method:
 
         Where fewer tokens are kept than the window holds, the most recent of it stay.
         """
+        import torch
+        from torch.nn.functional import avg_pool1d
+
         heads = [head.attention_of_last(self.window).mean(dim=(2, 3)) for head in layer.by_head()]
         weights = torch.cat(heads, dim=1)
         window = min(self.window, weights.shape[2])

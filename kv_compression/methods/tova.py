@@ -1,10 +1,14 @@
 """tova: keep what the prompt's last token attends to (Oren et al. 2024, arXiv 2401.06104)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from kv_compression.methods import StoredLayer
+    from kv_compression.methods import StoredLayer
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,8 @@ class Method:
 
     def score(self, layer: StoredLayer) -> torch.Tensor:
         """(B, H, S) float32, the same in every head; the last token above all."""
+        import torch
+
         heads = [head.attention_of_last(1).mean(dim=(1, 2, 3)) for head in layer.by_head()]
         weights = torch.stack(heads).mean(dim=0)
         weights[:, -1] = 2.0  # attention is at most 1

@@ -3,11 +3,15 @@
 A control: it looks at no content.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from kv_compression.methods import StoredLayer
+    from kv_compression.methods import StoredLayer
 
 _ABOVE_EVERY_POSITION = 2.0**30
 

@@ -5,11 +5,14 @@ that `longctx.config` reads, `check()`, which raises ValueError when it cannot b
 `config()`, which says to transformers what to do.
 """
 
-from typing import Any, ClassVar, Protocol
+from __future__ import annotations
 
-from transformers.utils.quantization_config import QuantizationConfigMixin
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from kv_compression import plugins
+
+if TYPE_CHECKING:
+    from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 class Quantization(Protocol):

@@ -1,10 +1,14 @@
 """bnb4: NF4 or FP4 weights (QLoRA, Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-from transformers import BitsAndBytesConfig
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from longctx.quantization import _bitsandbytes
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Quantization:
 
     def config(self) -> BitsAndBytesConfig:
         """4-bit weights."""
+        from transformers import BitsAndBytesConfig
+
         _bitsandbytes.quiet()
         return BitsAndBytesConfig(
             load_in_4bit=True,

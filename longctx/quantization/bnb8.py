@@ -1,10 +1,14 @@
 """bnb8: LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339) by bitsandbytes."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-from transformers import BitsAndBytesConfig
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from longctx.quantization import _bitsandbytes
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 
 @dataclass(frozen=True)
@@ -27,5 +31,7 @@ class Quantization:
 
     def config(self) -> BitsAndBytesConfig:
         """8-bit weights."""
+        from transformers import BitsAndBytesConfig
+
         _bitsandbytes.quiet()
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.threshold)

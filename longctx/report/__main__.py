@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m longctx.report",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=console.HelpFormatter,
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER_OR_FILE")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="report.html")
