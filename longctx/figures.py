@@ -7,6 +7,7 @@ comparisons, W&B, the report and the studies read it here: a new figure is one e
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from longctx import outcomes, statistics
@@ -51,6 +52,12 @@ class Request:
     def decode_steps(self) -> int:
         """The first new token is prefill's."""
         return max(map(len, self.result.new_tokens)) - 1
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Of prefill and decode the higher peak; None without a GPU."""
+        phases = (self.result.peak_prefill_bytes, self.result.peak_decode_bytes)
+        return max((count for count in phases if count is not None), default=None)
 
 
 def _p99(values: Sequence[float]) -> float | None:
@@ -132,129 +139,71 @@ class Figure:
         return dict(zip(self.summary_keys, found * (1 + bool(self.also)), strict=True))
 
 
-def _gigabytes(bytes_of: Callable[["Generation"], int | None]) -> Callable[[Request], float | None]:
-    return lambda request: gigabytes(bytes_of(request.result))
-
-
 def gigabytes(count: int | None) -> float | None:
     """Bytes in GB of 10^9 bytes."""
     return None if count is None else count / 1e9
 
 
-def _peak_bytes(result: "Generation") -> int | None:
-    phases = (result.peak_prefill_bytes, result.peak_decode_bytes)
-    return max((count for count in phases if count is not None), default=None)
+def _less(whole: float, part: float | None) -> float | None:
+    return None if part is None else whole - part
 
+
+_times = partial(Figure, unit="ms", group=LATENCY, statistics=_PERCENTILES)
+_memory = partial(Figure, unit="GB", group=MEMORY, statistics=_MOST)
+_shares = partial(
+    Figure, unit="%", group=QUALITY, statistics=("_pct",), shown={TABLE: 1},
+    higher_is_better=True, of_samples=True,
+)  # fmt: skip
 
 FIGURES: tuple[Figure, ...] = (
-    Figure(
-        "setup_ms", "setup", "ms", LATENCY, _PERCENTILES,
-        measure=lambda r: r.wall_ms - r.result.latency_ms - r.result.capture_ms,
-    ),
-    Figure(
-        "prefill_ms", "prefill", "ms", LATENCY, _PERCENTILES,
-        measure=lambda r: r.result.prefill_ms,
-    ),
-    Figure(
-        "compress_ms", "compress", "ms", LATENCY, _PERCENTILES,
-        shown={CHOOSING: 1},
-        measure=lambda r: r.result.compress_ms,
-    ),
-    Figure(
-        "ttft_ms", "TTFT", "ms", LATENCY, _PERCENTILES,
-        shown={TABLE: 1, COMPARE: 1, STUDY: 0, CHOOSING: 0},
-        measure=lambda r: r.result.ttft_ms,
-    ),
-    Figure(
-        "document_ms", "document's part of TTFT", "ms", LATENCY, _PERCENTILES,
-        shown={TABLE: 1},
-        measure=lambda r: r.result.document_ms,
-    ),
-    Figure(
-        "question_ttft_ms", "question's part of TTFT", "ms", LATENCY, _PERCENTILES,
-        shown={TABLE: 1},
-        measure=lambda r: None
-        if r.result.document_ms is None
-        else r.result.ttft_ms - r.result.document_ms,
-    ),
-    Figure(
-        "ms_per_token_decode", "decode", "ms/token", LATENCY, _PERCENTILES,
-        also="tpot_ms",
-        shown={TABLE: 2, COMPARE: 2, STUDY: 2, CHOOSING: 2},
-        measure=lambda r: r.result.decode_ms / r.decode_steps if r.decode_steps else None,
-    ),
-    Figure(
-        "tok_per_s_decode", "decode", "tokens/s", THROUGHPUT, _PERCENTILES,
-        shown={TABLE: 1},
-        higher_is_better=True,
-        measure=lambda r: (r.new_tokens - r.batch_size) / r.result.decode_ms * 1e3
-        if r.decode_steps
-        else None,
-    ),
-    Figure(
-        "decode_ms", "decode", "ms", LATENCY, _PERCENTILES,
-        measure=lambda r: r.result.decode_ms,
-    ),
-    Figure(
-        "latency_ms_total", "latency", "ms", LATENCY, _PERCENTILES,
-        summary_name="latency_ms", also="e2el_ms",
-        shown={TABLE: 1, COMPARE: 1},
-        measure=lambda r: r.result.latency_ms,
-    ),
-    Figure(
-        "ms_per_token", "latency", "ms/token", LATENCY, _PERCENTILES,
-        measure=lambda r: r.result.latency_ms * r.batch_size / r.new_tokens,
-    ),
-    Figure(
-        "tok_per_s", "tokens", "tokens/s", THROUGHPUT, _PERCENTILES,
-        higher_is_better=True,
-        measure=lambda r: r.new_tokens / r.result.latency_ms * 1e3,
-    ),
+    _times("setup_ms", "setup",
+           measure=lambda r: r.wall_ms - r.result.latency_ms - r.result.capture_ms),
+    _times("prefill_ms", "prefill", measure=lambda r: r.result.prefill_ms),
+    _times("compress_ms", "compress", shown={CHOOSING: 1}, measure=lambda r: r.result.compress_ms),
+    _times("ttft_ms", "TTFT", shown={TABLE: 1, COMPARE: 1, STUDY: 0, CHOOSING: 0},
+           measure=lambda r: r.result.ttft_ms),
+    _times("document_ms", "document's part of TTFT", shown={TABLE: 1},
+           measure=lambda r: r.result.document_ms),
+    _times("question_ttft_ms", "question's part of TTFT", shown={TABLE: 1},
+           measure=lambda r: _less(r.result.ttft_ms, r.result.document_ms)),
+    _times("ms_per_token_decode", "decode", unit="ms/token", also="tpot_ms",
+           shown={TABLE: 2, COMPARE: 2, STUDY: 2, CHOOSING: 2},
+           measure=lambda r: r.result.decode_ms / r.decode_steps if r.decode_steps else None),
+    _times("tok_per_s_decode", "decode", unit="tokens/s", group=THROUGHPUT, shown={TABLE: 1},
+           higher_is_better=True,
+           measure=lambda r: (r.new_tokens - r.batch_size) / r.result.decode_ms * 1e3
+           if r.decode_steps else None),
+    _times("decode_ms", "decode", measure=lambda r: r.result.decode_ms),
+    _times("latency_ms_total", "latency", summary_name="latency_ms", also="e2el_ms",
+           shown={TABLE: 1, COMPARE: 1}, measure=lambda r: r.result.latency_ms),
+    _times("ms_per_token", "latency", unit="ms/token",
+           measure=lambda r: r.result.latency_ms / r.new_tokens * r.batch_size),
+    _times("tok_per_s", "throughput", unit="tokens/s", group=THROUGHPUT, higher_is_better=True,
+           measure=lambda r: r.new_tokens / r.result.latency_ms * 1e3),
     Figure("avg_gen_tokens", measure=lambda r: r.new_tokens / r.batch_size),
-    Figure(
-        "kv_cache_gb", "KV cache", "GB", MEMORY, ("",),
-        shown={TABLE: 4, COMPARE: 4},
-        measure=_gigabytes(lambda result: result.kv_bytes),
-    ),
-    Figure(
-        "peak_gpu_mem_gb", "GPU peak", "GB", MEMORY, _MOST,
-        shown={TABLE: 2, COMPARE: 2, STUDY: 2},
-        measure=_gigabytes(_peak_bytes),
-    ),
-    Figure(
-        "peak_prefill_gb", "GPU peak in prefill", "GB", MEMORY, _MOST,
-        measure=_gigabytes(lambda result: result.peak_prefill_bytes),
-    ),
-    Figure(
-        "peak_decode_gb", "GPU peak in decode", "GB", MEMORY, _MOST,
-        measure=_gigabytes(lambda result: result.peak_decode_bytes),
-    ),
-    Figure(
-        "peak_reserved_gb", "GPU memory reserved", "GB", MEMORY, _MOST,
-        measure=_gigabytes(lambda result: result.peak_reserved_bytes),
-    ),
-    Figure(
-        "block_sparsity_pct", "blocks skipped", "%", LATENCY, ("",),
-        shown={TABLE: 1}, higher_is_better=True, any_batch=True,
-    ),
+    _memory("kv_cache_gb", "KV cache", statistics=("",), shown={TABLE: 4, COMPARE: 4},
+            measure=lambda r: gigabytes(r.result.kv_bytes)),
+    _memory("peak_gpu_mem_gb", "GPU peak", shown={TABLE: 2, COMPARE: 2, STUDY: 2},
+            measure=lambda r: gigabytes(r.peak_bytes)),
+    _memory("peak_prefill_gb", "GPU peak in prefill",
+            measure=lambda r: gigabytes(r.result.peak_prefill_bytes)),
+    _memory("peak_decode_gb", "GPU peak in decode",
+            measure=lambda r: gigabytes(r.result.peak_decode_bytes)),
+    _memory("peak_reserved_gb", "GPU memory reserved",
+            measure=lambda r: gigabytes(r.result.peak_reserved_bytes)),
+    # The attention backend's own.
+    Figure("block_sparsity_pct", "blocks skipped", "%", LATENCY, ("",), shown={TABLE: 1},
+           higher_is_better=True, any_batch=True),
+    # In summaries the run's own.
     Figure("capture_ms", group=LATENCY, measure=lambda r: r.result.capture_ms),
-    # The run's own: they stand in summaries as they are.
-    Figure("samples_per_s", group=THROUGHPUT, higher_is_better=True),
+    Figure("samples_per_s", group=THROUGHPUT),
     Figure("warmup_ms"),
     Figure("weights_gb"),
     *(Figure(name, group=SAMPLES) for name in outcomes.COUNTS),
-    # Of samples.
-    Figure("prompt_tokens", statistics=("_mean",), of_samples=True),
-    Figure("dropped_tokens", statistics=("_mean",), of_samples=True),
-    Figure("thought_tokens", statistics=("_mean",), of_samples=True),
-    Figure(
-        "answered", "answered", "%", QUALITY, ("_pct",),
-        shown={TABLE: 1}, higher_is_better=True, of_samples=True,
-    ),
-    Figure(
-        "evidence_kept", "evidence kept", "%", QUALITY, ("_pct",),
-        shown={TABLE: 1}, higher_is_better=True, of_samples=True,
-    ),
+    *(Figure(name, statistics=("_mean",), of_samples=True)
+      for name in ("prompt_tokens", "dropped_tokens", "thought_tokens")),
+    _shares("answered", "answered"),
+    _shares("evidence_kept", "evidence kept"),
 )  # fmt: skip
 
 

@@ -75,7 +75,8 @@ def _by_context(run: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 def figures_of(runs: Sequence[dict[str, Any]]) -> list[Line]:
     """The figures that any of the runs has; the path of a group's score has several parts."""
-    costs, shares = [], []
+    costs: list[Line] = []
+    shares: list[Line] = []
     for figure in figures.shown(figures.TABLE):
         line = figure.heading, (figure.summary_keys[0],), figure.shown[figures.TABLE]
         (shares if figure.group == figures.QUALITY else costs).append(line)
