@@ -54,7 +54,7 @@ def scored_samples(
         {
             "sample_id": sample.sample_id,
             "document_id": sample.document_id,
-            "question": sample.question or sample.parts.after.strip(),
+            "question": sample.asked,
             "prompt_tokens": len(prompt.input_ids),
             "document_tokens": prompt.document_tokens,
             "dropped_tokens": prompt.dropped_tokens,

@@ -25,7 +25,7 @@ class Sample:
     evidence: texts of the document that the answer rests on; empty where the data set names none.
     choices: the answers to choose from, by letter; empty where the answer is free.
     extra: goes into the results as it is.
-    question: what is asked, for the results; empty stands for all that is behind the document.
+    question: what is asked, in the results; empty stands for all that is behind the document.
     """
 
     sample_id: str
@@ -35,6 +35,11 @@ class Sample:
     choices: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     question: str = ""
+
+    @property
+    def asked(self) -> str:
+        """The question as the results have it."""
+        return self.question or self.parts.after.strip()
 
     @property
     def document_id(self) -> str | None:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import hotpotqa_eval
 import longbench_kv_eval
 import narrativeqa_eval
 from longctx import scoring, tables
@@ -26,8 +27,9 @@ class Characters:
 
 def scored(outputs, *, script=longbench_kv_eval, ends="?", context="abc", evidence=(), **options):
     sample = Sample(
-        "s", Parts("", "", ""), ["B"], list(evidence), dict(zip("ABCD", "wxyz", strict=True))
-    )
+        "s", Parts("", "", ""), ["B"], list(evidence), dict(zip("ABCD", "wxyz", strict=True)),
+        question="Who is B?",
+    )  # fmt: skip
     prompt = Prompt(context + ends, context, [1, 2, 3], 2, 0, 1)
     tokens = [[*map(ord, output), 0] for output in outputs]
     options = {"prompt_is_raw": False, "compared": (), "has_quality": True} | options
@@ -51,6 +53,19 @@ def one(output, **options):
 )
 def test_evidence_is_kept_where_all_of_it_is(evidence, kept):
     assert one("B", evidence=evidence)["evidence_kept"] is kept
+
+
+def test_a_sample_holds_its_question_and_on_demand_its_prompt():
+    assert one("B")["question"] == "Who is B?"
+    assert "prompt" not in one("B")
+    assert one("B", save_prompts=True)["prompt"] == "abc?"
+    sample = Sample("s", Parts("Read. ", "text", "\nWho?\nAnswer:"), ["B"])
+    assert sample.asked == "Who?\nAnswer:"
+    record = {"context": "text", "question": " Who? ", "answer": "B"}
+    record |= {f"choice_{letter}": letter for letter in "ABCD"}
+    for script in (narrativeqa_eval, hotpotqa_eval, longbench_kv_eval):
+        sample = script.TASK.sample(dict(record), 0, script.TASK.settings())
+        assert sample.asked == "Who?"
 
 
 def test_letters_are_scored_both_ways():

@@ -18,9 +18,27 @@ SUMMARY = {"context_tokens": 512, "meteor": 0.25, "ttft_ms_p50": 12.5, "tok_per_
            "kv_cache_gb": 0.5, "kernel_prefill": "math", "n_asked": 4, "n_failed_samples": 3,
            "meteor_failures_as_0": 0.0625, "question_ttft_ms_p50": 2.5,
            "setup_ms_p50": 1.5}  # fmt: skip
+# The second request has two samples.
 ROWS = [
     {"run_id": "a-run", "context_tokens": 512, "success": False, "samples": []},
-    {"run_id": "a-run", "context_tokens": 512, "ttft_ms": 12.5, "samples": []},
+    {
+        "run_id": "a-run",
+        "context_tokens": 512,
+        "ttft_ms": 12.5,
+        "stored_tokens_per_layer": [8],
+        "samples": [
+            {
+                "sample_id": f"s{n}",
+                "question": "Who?",
+                "prompt": "Read.",
+                "prediction": "Bob",
+                "references": ["Bob"],
+                "choice_log_probs": {},
+                "meteor": 0.25 * n,
+            }
+            for n in range(2)
+        ],
+    },
 ]
 
 
@@ -37,6 +55,15 @@ def track(mode):
     tracker = Tracker(Settings(wandb_mode=mode), META, ["meteor"])
     tracker.context(SUMMARY)
     tracker.finish(ROWS, {"run_id": "a-run"})
+
+
+def logged(monkeypatch, summary):
+    """What a context length sends to W&B."""
+    fake = Wandb("", block)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    Tracker(Settings(wandb_mode="offline"), META, ["meteor"]).context(summary)
+    (values,) = (args[0] for name, args, _ in fake.calls if name == "log")
+    return values
 
 
 def test_disabled_writes_nothing(in_tmp_path):
@@ -183,7 +210,7 @@ def test_offline_keeps_figures_under_their_groups(in_tmp_path):
     # In a process of its own: wandb remembers the folder it was first used in.
     subprocess.run(
         [sys.executable, "-c", "from tests.test_tracking import track; track('offline')"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "WANDB_RUN_GROUP": "sweep-7"},
         check=True,
     )
     (run,) = in_tmp_path.glob("wandb/offline-run-*")
@@ -192,10 +219,17 @@ def test_offline_keeps_figures_under_their_groups(in_tmp_path):
                  b"quality/meteor_by_kind/sad", b"quality/meteor_failures_as_0",
                  b"samples/n_asked", b"samples/n_failed_samples", b"latency/question_ttft_ms_p50",
                  b"latency/setup_ms_p50",
-                 b"throughput/tok_per_s_p50", b"per_request_metrics", b"a-run"):  # fmt: skip
+                 b"throughput/tok_per_s_p50", b"per_request_metrics", b"a-run",
+                 b"sweep-7"):  # fmt: skip
         assert name in stored
     assert b"kernel_prefill" not in stored
     tables = list(run.glob("files/media/table/*.json"))
-    assert json.loads(tables[0].read_text())["columns"] == [
+    table = json.loads(tables[0].read_text())
+    assert table["columns"] == [
         *("run_id", "context_tokens", "success", "ttft_ms"),
+        *("sample_id", "question", "prediction", "meteor"),
+    ]
+    assert table["data"] == [
+        ["a-run", 512, False, *[None] * 5],
+        *(["a-run", 512, None, 12.5, f"s{n}", "Who?", "Bob", 0.25 * n] for n in range(2)),
     ]
