@@ -111,7 +111,7 @@ class ScoredLayer(PrunedLayer):
     needs_rotation = True
     scores: dict[str, torch.Tensor]
 
-    def settle(
+    def prune_if_due(
         self,
         queries: torch.Tensor | None = None,
         scaling: float = 1.0,
@@ -123,7 +123,7 @@ class ScoredLayer(PrunedLayer):
             self.keys, self.values, places[None], queries, places, scaling, self.layer_idx, rotary
         )
         self.scores = {name: method.score(layer) for name, method in all_methods().items()}
-        super().settle(queries, scaling, rotary)
+        super().prune_if_due(queries, scaling, rotary)
 
 
 class Prefill:
@@ -157,7 +157,7 @@ class Prefill:
                     index = index.expand(-1, -1, -1, whole.keys.shape[3])
                     rows.append((whole.keys.gather(2, index), whole.values.gather(2, index)))
             layer.update(*(torch.cat(tensors) for tensors in zip(*rows, strict=True)))
-            layer.settle()
+            layer.prune_if_due()
             layer.seen_tokens = self.length
         return batch
 

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from kv_compression import layered
+from kv_compression.prefill import layered
 from longctx.config import SettingError
 from longctx.models import ModelSource
 from longctx.settings import Settings
@@ -27,7 +27,7 @@ def check(settings: Settings, source: ModelSource) -> None:
 
 def check_model(settings: Settings, model: PreTrainedModel) -> None:
     """Raises SettingError for PREFILL=layered and a model as loaded that cannot be prefilled so."""
-    if settings.prefill == "layered" and (obstacle := layered.obstacle(model)):
+    if settings.prefill == "layered" and (obstacle := layered.reason_unsupported(model)):
         _refuse(obstacle)
 
 
@@ -39,7 +39,7 @@ def chunk_rows(settings: Settings, model: PreTrainedModel, rows: int) -> int | N
     chunk = settings.prefill_chunk or (_CHUNK if rows <= _LONG else _CHUNK_OF_LONG)
     if settings.prefill == "auto":
         is_long = rows > _LEAST_CHUNKS * chunk
-        if not is_long or model.device.type != "cuda" or layered.obstacle(model):
+        if not is_long or model.device.type != "cuda" or layered.reason_unsupported(model):
             return None
     return None if settings.prefill == "whole" else chunk
 

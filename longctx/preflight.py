@@ -136,7 +136,7 @@ def decode_graphs(
     """
     if settings.decode == "eager":
         return None
-    obstacle = decode_graph.obstacle(
+    obstacle = decode_graph.reason_unsupported(
         model,
         batch=settings.batch_size,
         backend=backend,

@@ -84,7 +84,7 @@ class Requests:
         input_ids, attention_mask = left_padded(prompts)
         for length in attention_mask.sum(dim=1).tolist():
             new_tokens = self.settings.max_new_tokens
-            if problem := rope_length.obstacle_of_lengths(self.model, length, new_tokens):
+            if problem := rope_length.reason_lengths_unsupported(self.model, length, new_tokens):
                 raise ValueError(problem)
         if self.source.is_random:
             # The borrowed tokenizer may know more tokens than the shape has.

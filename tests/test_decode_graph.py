@@ -27,20 +27,20 @@ L2 = method_class("l2")()
 def test_what_cannot_be_captured_is_said(monkeypatch):
     model = tiny()
     again = Pruning(L2, prune_every=8)
-    assert "needs a CUDA GPU" in decode_graph.obstacle(model)
-    assert "made anew at every step" in decode_graph.obstacle(model, kv_bits=8)
-    assert "pruned again" in decode_graph.obstacle(model, pruning=again)
-    assert "no other kernel" in decode_graph.obstacle(model, backend=backend("sdpa"))
+    assert "needs a CUDA GPU" in decode_graph.reason_unsupported(model)
+    assert "made anew at every step" in decode_graph.reason_unsupported(model, kv_bits=8)
+    assert "pruned again" in decode_graph.reason_unsupported(model, pruning=again)
+    assert "no other kernel" in decode_graph.reason_unsupported(model, backend=backend("sdpa"))
     monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "package triton" in decode_graph.obstacle(model)
+    assert "package triton" in decode_graph.reason_unsupported(model)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: known("torch"))
-    assert decode_graph.obstacle(model) is None
+    assert decode_graph.reason_unsupported(model) is None
     model.config.rope_parameters["rope_type"] = "dynamic"
-    assert "dynamic rotary" in decode_graph.obstacle(model)
+    assert "dynamic rotary" in decode_graph.reason_unsupported(model)
     model.config.head_dim = 24
-    assert "16 channels" in decode_graph.obstacle(model)
+    assert "16 channels" in decode_graph.reason_unsupported(model)
 
 
 def test_a_graph_that_cannot_be_is_refused_and_auto_says_why_on_a_gpu(monkeypatch, capsys):
@@ -195,7 +195,7 @@ def test_a_step_of_quantized_layers_is_near_the_models_own(bits):
     values = {"MODEL_ID": "random/smollm2-135m", "QUANT_MODE": f"bnb{bits}"}
     settings, environ = config.read(Settings, values)
     model, _ = models.load(settings, models.find(settings), environ.quantization())
-    assert decode_graph.obstacle(model, batch=1) is None
+    assert decode_graph.reason_unsupported(model, batch=1) is None
     input_ids, _ = batch([300], vocab_size=49152)
     options = {"backend": "sdpa", "max_new_tokens": 2}
     token = generate(model, input_ids, graphs=DecodeGraphs(model), **options).new_tokens[0][1]
