@@ -66,13 +66,15 @@ def sample(record: dict[str, Any], number: int, _settings: HotpotQASettings) -> 
     """A Sample of a record in the schema of `hotpotqa/hotpot_qa`, or of plain columns."""
     with Fields(record) as fields:
         document, evidence = paragraphs_of(fields)
+        question = fields.text("question").strip()
         return Sample(
             sample_id=fields.label("id", "_id") or f"record-{number}",
             parts=Parts(
                 before=f"{INSTRUCTIONS}\n\nThe following are given passages.\n",
                 document=document,
-                after=f"\n\n{INSTRUCTIONS}\n\nQuestion: {fields.text('question').strip()}\nAnswer:",
+                after=f"\n\n{INSTRUCTIONS}\n\nQuestion: {question}\nAnswer:",
             ),
+            question=question,
             references=fields.references("answer", "answers"),
             evidence=evidence,
             extra={"type": fields.label("type")},

@@ -51,16 +51,18 @@ def sample(record: dict[str, Any], number: int, settings: LongBenchSettings) -> 
     with Fields(record) as fields:
         choices = fields.choices(LETTERS)
         listed = "\n".join(f"({letter}) {text}" for letter, text in choices.items())
+        question = fields.text("question").strip()
         return Sample(
             sample_id=fields.label("_id", "id") or f"record-{number}",
             parts=Parts(
                 before="Please read the following text and answer the question below.\n\n<text>\n",
                 document=fields.text("context", may_be_blank=True).strip(),
                 after="\n</text>\n\nWhat is the correct answer to this question: "
-                f"{fields.text('question').strip()}\nChoices:\n{listed}\n\n"
+                f"{question}\nChoices:\n{listed}\n\n"
                 'Format your response as follows: "The correct answer is (insert answer here)".',
                 cue="The correct answer is (" if compared_answers(settings) else "",
             ),
+            question=question,
             references=[fields.letter("answer", choices)],
             evidence=fields.texts("evidence"),
             choices=choices,

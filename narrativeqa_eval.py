@@ -47,14 +47,16 @@ def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -
             else gutenberg.story(fields.text("document.text", "context", may_be_blank=True))
         )
         depth = fields.number("question.answer_depth")
+        question = fields.text("question.text", "question").strip()
         return Sample(
             sample_id=f"{fields.label('document.id', 'id') or 'record'}-{number}",
             parts=Parts(
                 before=f"{INSTRUCTIONS}\n\nStory: ",
                 document=document,
                 after=f"\n\nNow answer the question based on the story.\n\n"
-                f"Question: {fields.text('question.text', 'question').strip()}\n\nAnswer:",
+                f"Question: {question}\n\nAnswer:",
             ),
+            question=question,
             references=fields.references("answers", "answer"),
             evidence=fields.texts("question.evidence", "evidence"),
             extra={} if depth is None else {"answer_depth": depth},

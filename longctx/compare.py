@@ -89,9 +89,9 @@ def print_comparison(reference: FullResults, other: FullResults, names: Names) -
         costs = paired.cost_ratios(reference, other, context_tokens, _SEED)
         n_tests += len(scores)
         block = Table.grid(padding=(0, 2), expand=False)
-        sentences = {score.name: score.sentence() for score in scores}
-        sentences |= {cost.name: cost.sentence() for cost in costs}
-        for name, sentence in sentences.items():
+        sentences = [(score.name, score.sentence()) for score in scores]
+        sentences += [(cost.figure.name, cost.sentence()) for cost in costs]
+        for name, sentence in sentences:
             block.add_row("   ", escape(name), escape(sentence))
         stdout.print(block)
     return n_tests

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from longctx import statistics
-from longctx.tables import figure
+from longctx import figures, statistics, tables
+from longctx.figures import Figure
 
 SIGNIFICANCE = 0.05
 
@@ -60,14 +60,14 @@ class ScoreDifference:
 class CostRatio:
     """Median cost of another run over that of the reference.
 
+    decimals: of the two medians.
     requests: how many both runs made; 0 where their batches differ.
 
     A difference is claimed of memory alone. Times scatter from run to run, by nobody knows how much
     where there is one run of each: they show what these two runs differ by, not their settings.
     """
 
-    name: str
-    unit: str
+    figure: Figure
     decimals: int
     reference: float
     other: float
@@ -75,16 +75,16 @@ class CostRatio:
     requests: int
 
     def sentence(self) -> str:
-        """The ratio in plain words. Lower is better."""
+        """The ratio in plain words."""
         ratio = self.other / self.reference
-        both = (figure(value, self.decimals) for value in (self.reference, self.other))
-        values = f"{' -> '.join(both)} {self.unit}"
+        both = (tables.figure(value, self.decimals) for value in (self.reference, self.other))
+        values = f"{' -> '.join(both)} {self.figure.unit}"
         if self.interval is None:
             few = f"{self.requests} request{'s' * (self.requests != 1)}: too few for an interval"
             why = few if self.requests else "no request in common, so no interval"
             return f"{ratio:.2f} times ({values}, {why})"
         low, high = self.interval
-        is_time = self.unit.startswith("ms")
+        is_time = self.figure.group != figures.MEMORY
         numbers = f"{ratio:.2f} times"
         if is_time or f"{low:.2f}" != f"{high:.2f}":
             numbers += f" [{low:.2f}, {high:.2f}]"
@@ -96,16 +96,6 @@ class CostRatio:
         change = abs(ratio - 1)
         percent = f"{change:.1%} " if change < 0.1 else f"{change:.0%} " if change < 1 else ""
         return f"{percent}{'more' if ratio > 1 else 'less'}: {numbers}"
-
-
-# Name, unit, key of the rows, decimals.
-_COSTS = (
-    ("TTFT", "ms", "ttft_ms", 1),
-    ("decode", "ms/token", "ms_per_token_decode", 2),
-    ("latency", "ms", "latency_ms_total", 1),
-    ("KV cache", "GB", "kv_cache_gb", 4),
-    ("GPU peak", "GB", "peak_gpu_mem_gb", 2),
-)
 
 
 def samples_at(run: dict[str, Any], context_tokens: int) -> dict[str, dict[str, Any]]:
@@ -195,9 +185,13 @@ def difference(
 
 
 def cost_ratios(
-    reference: dict[str, Any], other: dict[str, Any], context_tokens: int, seed: int
+    reference: dict[str, Any],
+    other: dict[str, Any],
+    context_tokens: int,
+    seed: int,
+    place: str = figures.COMPARE,
 ) -> list[CostRatio]:
-    """For each cost that both runs measured.
+    """For each figure shown in `place` that both runs measured.
 
     Over the requests that both answered, with an interval over them where they are enough; runs in
     other batches have no requests in common, so theirs is over all requests, without an interval.
@@ -208,7 +202,8 @@ def cost_ratios(
     )
     shared = [key for key in first if key in second]
     ratios = []
-    for name, unit, key, decimals in _COSTS:
+    for figure in figures.shown(place):
+        key = figure.key
         # A row with one new token has no decode step.
         pairs = [
             (before, after)
@@ -218,14 +213,12 @@ def cost_ratios(
         sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         interval = statistics.ratio_interval(*sides, seed)
         if not shared:
-            sides = (
-                [value for row in first.values() if (value := row.get(key))],
-                [value for row in second.values() if (value := row.get(key))],
-            )
+            sides = figure.values(first.values()), figure.values(second.values())
         medians = [statistics.percentile(side, 50) for side in sides]
         if medians[0] is not None and medians[1] is not None:
             both = medians[0], medians[1]
-            ratios.append(CostRatio(name, unit, decimals, *both, interval, len(pairs)))
+            decimals = figure.shown[place]
+            ratios.append(CostRatio(figure, decimals, *both, interval, len(pairs)))
     return ratios
 
 

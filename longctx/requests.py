@@ -196,6 +196,7 @@ class ContextRun:
             prompt_is_raw=not requests.builder.chat_template,
             compared=list(requests.plan.choice_tokens),
             has_quality=not requests.source.is_random,
+            save_prompts=requests.settings.save_prompts,
         )
         figures = requests.attention.figures() if requests.attention else {}
         return results.request_row(identity | figures, result, samples, wall_ms=wall_ms)

@@ -7,7 +7,7 @@ run's meta data says by which code.
 
 import argparse
 import gzip
-import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -30,22 +30,23 @@ from longctx.load_results import FullResults
 from longctx.results import Row, Summary
 from longctx.task import Task
 
-SCRIPTS = {
-    "narrativeqa": "narrativeqa_eval",
-    "longbench_kv": "longbench_kv_eval",
-    "hotpotqa": "hotpotqa_eval",
-    "hotpot_qa_flex": "flex_pipeline.hotpot_qa_flex",
-}
+
+def task_named(name: str) -> Task | None:
+    """The task of a script that is here: `{name}_eval.py`, or one in `flex_pipeline/`."""
+    modules = (f"{name}_eval", f"flex_pipeline.{name}") if name.isidentifier() else ()
+    found = next((module for module in modules if importlib.util.find_spec(module)), None)
+    return getattr(importlib.import_module(found), "TASK", None) if found else None
 
 
 def rescored(full: FullResults) -> FullResults:
     """The results by today's scores; `full` itself is changed. Raises ValueError."""
     meta = full["run_meta"]
-    if meta["task"] not in SCRIPTS:
-        raise ValueError(f"is of {meta['task']}, which is none of {', '.join(SCRIPTS)}")
+    task = task_named(meta["task"])
+    if task is None:
+        raise ValueError(f"is of {meta['task']}, whose script is not here")
     if meta["variables"]["MODEL_ID"].startswith("random/"):
         raise ValueError("is of random weights, whose answers have no scores")
-    task = _task(full)
+    task = _for_data(task, full)
     for row in full["rows"]:
         _score(task, row)
     outcomes.complete(full)
@@ -68,13 +69,12 @@ def rescored(full: FullResults) -> FullResults:
     return full
 
 
-def _task(full: FullResults) -> Task:
+def _for_data(task: Task, full: FullResults) -> Task:
     samples: list[Any] = [
         SimpleNamespace(references=sample["references"])
         for row in full["rows"]
         for sample in row["samples"]
     ]
-    task: Task = importlib.import_module(SCRIPTS[full["run_meta"]["task"]]).TASK
     settings = SimpleNamespace(dataset_id=full["run_meta"]["variables"]["DATASET_ID"])
     return task.for_data(settings, samples)  # type: ignore[arg-type]
 

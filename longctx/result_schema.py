@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from annotated_types import Ge, MinLen
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from longctx import figures
+
 _Scalar = str | int | float | bool | None
 _Count = Annotated[int, Ge(0)]
 
@@ -117,26 +119,9 @@ class _JournalRow(_Row):
 
 
 class _AnsweredRow(_JournalRow):
-    """The row of a request that succeeded, whose figures are all there."""
+    """The row of a request that succeeded."""
 
     samples: Annotated[list[_JournalSample], MinLen(1)]  # type: ignore[assignment]
-    latency_ms_total: float
-    ttft_ms: float
-    document_ms: float | None
-    question_ttft_ms: float | None
-    prefill_ms: float
-    compress_ms: float
-    decode_ms: float
-    setup_ms: float
-    ms_per_token: float
-    tok_per_s: float
-    ms_per_token_decode: float | None
-    tok_per_s_decode: float | None
-    kv_cache_gb: float
-    peak_gpu_mem_gb: float | None
-    peak_prefill_gb: float | None
-    peak_decode_gb: float | None
-    peak_reserved_gb: float | None
     kernel_prefill: str
     kernel_decode: str
     decode_mode: str
@@ -144,12 +129,7 @@ class _AnsweredRow(_JournalRow):
 
 
 _GROUPS = TypeAdapter(dict[str, dict[str, Any]])
-_ROW_NUMBERS = ("latency_ms_total", "ms_per_token", "ms_per_token_decode", "block_sparsity_pct")
-# Runs are compared by ratios of their medians, which a number below 0 could make 0.
-_COMPARED = frozenset(
-    ("ttft_ms", "ms_per_token_decode", "latency_ms_total", "kv_cache_gb", "peak_gpu_mem_gb")
-)
-_NUMBERS = ("_p50", "_p95", "_gb", "_pct", "_ms", "_mean", "_count", "_per_s", "_as_0", "_floor")
+_OTHER_NUMBERS = ("n", "chance", "answered_count", "skipped_after_oom_at")
 
 
 class UnusableFileError(ValueError):
@@ -184,6 +164,9 @@ def check_row(row: Any, meta: dict[str, Any]) -> None:
         if known.success:
             _AnsweredRow.model_validate(row, strict=True)
     _check_row(row, "row", meta["score_names"])
+    for figure in figures.measured() if known.success else []:
+        if figure.statistics and figure.key not in row:
+            raise _wrong("row", figure.key, "there")
     keys = {*meta["score_names"], *meta.get("groups", ())}
     if known.success and len(known.samples) != known.batch_size:
         raise UnusableFileError("is not of a run: row.samples: are not batch_size many")
@@ -204,6 +187,8 @@ def _named(place: str) -> Iterator[None]:
 
 
 def _check_summary(summary: dict[str, Any], place: str, names: Sequence[str]) -> None:
+    numbers = {*figures.groups(names), *_OTHER_NUMBERS}
+    numbers |= {key for figure in figures.FIGURES for key in figure.summary_keys}
     for key, value in summary.items():
         if key.endswith("_ci95"):
             is_pair = isinstance(value, list) and [type(bound) in (int, float) for bound in value]
@@ -211,23 +196,19 @@ def _check_summary(summary: dict[str, Any], place: str, names: Sequence[str]) ->
                 raise _wrong(place, key, "a pair of numbers")
         elif key == "em_told_from_chance" and not isinstance(value, bool | None):
             raise _wrong(place, key, "true or false")
-        elif (
-            key in names
-            or key in ("chance", "n", "skipped_after_oom_at")
-            or key.endswith(_NUMBERS)
-            or key.startswith("n_")
-        ):
+        elif key in numbers or key.endswith("_floor") or key.startswith("n_"):
             _check_number(value, place, key)
         elif isinstance(value, dict):
             _check_summary(value, f"{place}.{key}", names)
 
 
 def _check_row(row: dict[str, Any], place: str, names: Sequence[str]) -> None:
-    for key, value in row.items():
-        if key.endswith(("_ms", "_gb", "_per_s")) or key in _ROW_NUMBERS:
-            _check_number(value, place, key)
-        if key in _COMPARED and value is not None and value < 0:
-            raise _wrong(place, key, "no less than 0")
+    for figure in figures.FIGURES:
+        value = row.get(figure.key)
+        _check_number(value, place, figure.key)
+        # Runs are compared by ratios of their medians, which a number below 0 could make 0.
+        if figures.COMPARE in figure.shown and value is not None and value < 0:
+            raise _wrong(place, figure.key, "no less than 0")
     for sample in row["samples"]:
         for name in names:
             _check_number(sample.get(name), place, name)

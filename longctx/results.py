@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from longctx import outcomes, redaction, statistics
+from longctx import figures, outcomes, redaction, statistics
 
 if TYPE_CHECKING:
     from kv_compression.generation import Generation
@@ -21,28 +21,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Summary = dict[str, Any]
 
-_GB = 1e9
+gigabytes = figures.gigabytes
+
 _UNFINISHED = ".unfinished"
 _NEW_S = 60.0  # an empty file may be about to be locked
-_MEASURES = (
-    "latency_ms",
-    "ttft_ms",
-    "document_ms",
-    "question_ttft_ms",
-    "prefill_ms",
-    "compress_ms",
-    "decode_ms",
-    "setup_ms",
-    "ms_per_token",
-    "tok_per_s",
-    "ms_per_token_decode",
-    "tok_per_s_decode",
-)
-
-
-def gigabytes(count: int | None) -> float | None:
-    """Bytes in GB of 10^9 bytes."""
-    return None if count is None else count / _GB
 
 
 def request_row(
@@ -54,55 +36,33 @@ def request_row(
     wall_ms: from the prompts as lists of tokens to the result, all that `latency_ms` leaves out
         included.
     """
-    new_tokens = [len(tokens) for tokens in result.new_tokens]
-    total, steps = sum(new_tokens), max(new_tokens) - 1
-    decoded = total - len(new_tokens)
-    mean_tokens = total / len(new_tokens)
-    peaks = [result.peak_prefill_bytes, result.peak_decode_bytes]
-    return identity | {
-        "latency_ms_total": result.latency_ms,
-        "ttft_ms": result.ttft_ms,
-        "document_ms": result.document_ms,
-        "question_ttft_ms": None
-        if result.document_ms is None
-        else result.ttft_ms - result.document_ms,
-        "prefill_ms": result.prefill_ms,
-        "compress_ms": result.compress_ms,
-        "decode_ms": result.decode_ms,
-        "setup_ms": wall_ms - result.latency_ms - result.capture_ms,
-        "avg_gen_tokens": mean_tokens,
-        "tok_per_s": total / result.latency_ms * 1e3,
-        "ms_per_token": result.latency_ms / mean_tokens,
-        "tok_per_s_decode": decoded / result.decode_ms * 1e3 if steps else None,
-        "ms_per_token_decode": result.decode_ms / steps if steps else None,
-        "kv_cache_gb": gigabytes(result.kv_bytes),
-        "stored_tokens_per_layer": result.stored_tokens,
-        "peak_gpu_mem_gb": gigabytes(max((p for p in peaks if p is not None), default=None)),
-        "peak_prefill_gb": gigabytes(result.peak_prefill_bytes),
-        "peak_decode_gb": gigabytes(result.peak_decode_bytes),
-        "peak_reserved_gb": gigabytes(result.peak_reserved_bytes),
-        "kernel_prefill": "+".join(result.kernels["prefill"]),
-        "kernel_decode": "+".join(result.kernels["decode"]),
-        "decode_mode": result.decode_mode,
-        "capture_ms": result.capture_ms,
-        "prefill_mode": result.prefill_mode,
-        "success": True,
-        "samples": samples,
-    }
+    request = figures.Request(result, wall_ms)
+    return (
+        identity
+        | {f.key: f.measure(request) for f in figures.FIGURES if f.measure is not None}
+        | {
+            "stored_tokens_per_layer": result.stored_tokens,
+            "kernel_prefill": "+".join(result.kernels["prefill"]),
+            "kernel_decode": "+".join(result.kernels["decode"]),
+            "decode_mode": result.decode_mode,
+            "prefill_mode": result.prefill_mode,
+            "success": True,
+            "samples": samples,
+        }
+    )
 
 
 def failed_row(identity: Row, error: BaseException, *, oom: bool) -> Row:
     """Row of a request that failed."""
-    nothing = ("latency_ms_total", "ttft_ms", "avg_gen_tokens", "tok_per_s", "ms_per_token")
     return (
         identity
-        | dict.fromkeys((*nothing, "peak_gpu_mem_gb"))
+        | {figure.key: None for figure in figures.measured()}
         | {
             "success": False,
             "error": f"{type(error).__name__}: {redaction.reason(error)}",
             "oom": oom,
+            "samples": [],
         }
-        | {"samples": []}
     )
 
 
@@ -130,17 +90,7 @@ def context_summary(
     timed = outcomes.timed(rows)
     summary: Summary = identity | {"n_requests": len(rows), "n_timed_requests": len(timed)}
     summary |= outcomes.counts(rows, n_asked, n_left_out)
-    for measure in _MEASURES:
-        key = "latency_ms_total" if measure == "latency_ms" else measure
-        values = [row[key] for row in timed if row[key] is not None]
-        summary[f"{measure}_p50"] = statistics.percentile(values, 50)
-        summary[f"{measure}_p95"] = statistics.percentile(values, 95)
-    for measure in ("peak_gpu_mem_gb", "peak_prefill_gb", "peak_decode_gb", "peak_reserved_gb"):
-        values = [row[measure] for row in timed if row[measure] is not None]
-        summary[f"{measure}_p95"] = statistics.percentile(values, 95)
-    summary["kv_cache_gb"] = statistics.mean([row["kv_cache_gb"] for row in timed])
-    sparsity = [row["block_sparsity_pct"] for row in good if "block_sparsity_pct" in row]
-    summary["block_sparsity_pct"] = statistics.mean(sparsity)
+    summary |= figures.summary_of_requests(timed, good)
     for choice in ("kernel_prefill", "kernel_decode", "decode_mode", "prefill_mode"):
         summary[choice] = "+".join(sorted({row[choice] for row in good} - {""}))
     summary |= quality_summary(
@@ -153,13 +103,8 @@ def context_summary(
     )
     summary["n_failed"] = len(rows) - len(good)
     summary["n_oom"] = sum(bool(row.get("oom")) for row in rows)
-    summary["prompt_tokens_mean"] = statistics.mean([s["prompt_tokens"] for s in samples])
-    summary["dropped_tokens_mean"] = statistics.mean([s["dropped_tokens"] for s in samples])
-    thoughts = [s["thought_tokens"] for s in samples if "thought_tokens" in s]
-    summary["thought_tokens_mean"] = statistics.mean(thoughts)
+    summary |= figures.summary_of_samples(samples, group="")
     summary["n_truncated"] = sum(s["dropped_tokens"] > 0 for s in samples)
-    kept = [s["evidence_kept"] for s in samples if s["evidence_kept"] is not None]
-    summary["evidence_kept_pct"] = 100 * sum(kept) / len(kept) if kept else None
     return summary
 
 
@@ -200,7 +145,7 @@ def quality_summary(
             None if interval is None else not interval[0] <= chance <= interval[1]
         )
     answered = [sample["answered"] for sample in samples if sample["answered"] is not None]
-    summary["answered_pct"] = 100 * sum(answered) / len(answered) if answered else None
+    summary |= figures.summary_of_samples(samples, figures.QUALITY)
     summary["answered_count"] = sum(answered) if answered else None
     summary["total_count"] = len(samples)
     documents = [sample.get("document_id") for sample in samples]
@@ -210,8 +155,7 @@ def quality_summary(
 
 def quality_by_length(summaries: Sequence[Summary], score_names: Sequence[str]) -> Summary:
     """Each figure of quality, by context length."""
-    as_0 = (name + outcomes.AS_0 for name in score_names)
-    names = (*score_names, *as_0, "answered_pct", "evidence_kept_pct")
+    names = figures.quality_keys(score_names)
     return {name: {str(s["context_tokens"]): s.get(name) for s in summaries} for name in names}
 
 

@@ -25,11 +25,13 @@ def scored_samples(
     prompt_is_raw: bool,
     compared: Sequence[str],
     has_quality: bool,
+    save_prompts: bool = False,
 ) -> list[dict[str, Any]]:
     """The samples of a request's row, in the order of `batch`.
 
     compared: answers of which the most probable one is the prediction; none to read the text.
     has_quality: False where weights are random: scores and `answered` are None.
+    save_prompts: whether each sample holds its prompt's text.
     """
     texts = thinking.texts_of(tokenizer, result.new_tokens)
     # A template may open the thought at the prompt's end, where the text does not show it.
@@ -52,12 +54,14 @@ def scored_samples(
         {
             "sample_id": sample.sample_id,
             "document_id": sample.document_id,
+            "question": sample.question or sample.parts.after.strip(),
             "prompt_tokens": len(prompt.input_ids),
             "document_tokens": prompt.document_tokens,
             "dropped_tokens": prompt.dropped_tokens,
             "evidence_kept": _evidence_kept(sample, prompt),
             "new_tokens": len(new_tokens),
             "thought_tokens": _thought_tokens(tokenizer, text, output, len(new_tokens)),
+            **({"prompt": prompt.text} if save_prompts else {}),
             "prediction": answer,
             "output": output,
             "references": sample.references,

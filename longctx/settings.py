@@ -159,6 +159,9 @@ class Settings:
     logdir: Annotated[str, MinLen(1)] = _runs(
         "./logs", "folder for the results", changes_results=False
     )
+    save_prompts: bool = _runs(
+        False, "keep each prompt's text in the full results", changes_results=False
+    )
     resume: bool = _runs(
         False, "go on with an unfinished run of the same settings in LOGDIR", changes_results=False
     )

@@ -6,22 +6,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from longctx import outcomes
+from longctx import figures, outcomes
 from longctx.console import printable, stdout
 
-# Label, key of the context summary, decimals.
-COSTS = (
-    ("TTFT, ms", "ttft_ms_p50", 1),
-    ("document's part of TTFT, ms", "document_ms_p50", 1),
-    ("question's part of TTFT, ms", "question_ttft_ms_p50", 1),
-    ("decode, ms/token", "ms_per_token_decode_p50", 2),
-    ("decode, tokens/s", "tok_per_s_decode_p50", 1),
-    ("latency, ms", "latency_ms_p50", 1),
-    ("KV cache, GB", "kv_cache_gb", 4),
-    ("GPU peak, GB", "peak_gpu_mem_gb_p95", 2),
-    ("blocks skipped, %", "block_sparsity_pct", 1),
-)
-Figure = tuple[str, tuple[str, ...], int]  # label, path in the context summary, decimals
+Line = tuple[str, tuple[str, ...], int]  # label, path in the context summary, decimals
 
 _NOT_TOLD = "\N{DAGGER}"
 _SHOWN_PREDICTIONS = 3
@@ -85,41 +73,39 @@ def _by_context(run: dict[str, Any]) -> dict[int, dict[str, Any]]:
     return {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
 
 
-def figures_of(runs: Sequence[dict[str, Any]]) -> list[Figure]:
+def figures_of(runs: Sequence[dict[str, Any]]) -> list[Line]:
     """The figures that any of the runs has; the path of a group's score has several parts."""
-    figures = (
-        *((name, (key,), decimals) for name, key, decimals in COSTS),
-        *_score_figures(runs),
-        ("answered, %", ("answered_pct",), 1),
-        ("evidence kept, %", ("evidence_kept_pct",), 1),
-    )
+    costs: list[Line] = []
+    shares: list[Line] = []
+    for figure in figures.shown(figures.TABLE):
+        line = figure.heading, (figure.summary_keys[0],), figure.shown[figures.TABLE]
+        (shares if figure.group == figures.QUALITY else costs).append(line)
+    lines = [*costs, *_score_lines(runs), *shares]
     summaries = [summary for run in runs for summary in run["ctx_summaries"]]
     # Others: GPU memory on a CPU, quality of random weights.
-    measured = [
-        known for known in figures if any(_value(s, known[1]) is not None for s in summaries)
-    ]
-    return measured or list(figures[:1])
+    measured = [line for line in lines if any(_value(s, line[1]) is not None for s in summaries)]
+    return measured or lines[:1]
 
 
-def _score_figures(runs: Sequence[dict[str, Any]]) -> list[Figure]:
+def _score_lines(runs: Sequence[dict[str, Any]]) -> list[Line]:
     """Each score, where samples failed also with these as 0, then its groups'."""
-    figures: dict[tuple[str, ...], str] = {}
+    labels: dict[tuple[str, ...], str] = {}
     summaries = [summary for run in runs for summary in run["ctx_summaries"]]
     has_failures = any(outcomes.n_failures(s) for s in summaries)
     for run in runs:
         meta = run["run_meta"]
         for score in meta["score_names"]:
-            figures.setdefault((score,), score)
+            labels.setdefault((score,), score)
             if has_failures:
-                figures.setdefault((score + outcomes.AS_0,), f"{score}, failures as 0")
+                labels.setdefault((score + outcomes.AS_0,), f"{score}, failures as 0")
             if any(s.get(f"{score}_floor") is not None for s in run["ctx_summaries"]):
-                figures.setdefault((f"{score}_floor",), "  floor: answers shuffled")
+                labels.setdefault((f"{score}_floor",), "  floor: answers shuffled")
             for group in meta.get("groups", ()):
                 key = f"{score}_by_{group}"
                 for value in sorted({v for s in run["ctx_summaries"] for v in s[key]}):
                     label = f"  {group.replace('_', ' ')}: {value}"
-                    figures.setdefault((key, value, score), label)
-    return [(label, path, 3) for path, label in figures.items()]
+                    labels.setdefault((key, value, score), label)
+    return [(label, path, 3) for path, label in labels.items()]
 
 
 def guessing(summary: dict[str, Any]) -> float | None:
@@ -179,17 +165,20 @@ def print_paths(paths: Sequence[object]) -> None:
 
 def cell(summary: dict[str, Any] | None, path: tuple[str, ...], decimals: int) -> str:
     """A figure of a context summary, with its interval, as tables show it."""
-    if summary is None:
-        return ""
+    return "" if summary is None else escape(plain_cell(summary, path, decimals, _NOT_TOLD))
+
+
+def plain_cell(summary: dict[str, Any], path: tuple[str, ...], decimals: int, not_told: str) -> str:
+    """The same as text that is no markup; not_told: what marks a score that may be guessed."""
     if is_out_of_memory(summary):
         return "out of memory"
     value = _value(summary, path)
     interval = _value(summary, path, "_ci95")
     text = figure(value, decimals)
     if interval is not None:
-        text += rf" \[{figure(interval[0], decimals)}, {figure(interval[1], decimals)}]"
+        text += f" [{', '.join(figure(bound, decimals) for bound in interval)}]"
     if path == ("em",) and guessing(summary) is not None:
-        text += f" {_NOT_TOLD}"
+        text += f" {not_told}"
     is_marked = value is not None and outcomes.is_partial(summary)
     return f"{text} {outcomes.MARK}" if is_marked else text
 

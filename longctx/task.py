@@ -25,6 +25,7 @@ class Sample:
     evidence: texts of the document that the answer rests on; empty where the data set names none.
     choices: the answers to choose from, by letter; empty where the answer is free.
     extra: goes into the results as it is.
+    question: what is asked, for the results; empty stands for all that is behind the document.
     """
 
     sample_id: str
@@ -33,6 +34,7 @@ class Sample:
     evidence: list[str] = field(default_factory=list)
     choices: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    question: str = ""
 
     @property
     def document_id(self) -> str | None:
@@ -154,6 +156,7 @@ def _check(sample: Sample) -> None:
     """Raises TypeError for what is no text, or cannot stand in results."""
     for name, value in (
         ("sample_id", [sample.sample_id]),
+        ("question", [sample.question]),
         ("prompt", astuple(sample.parts)),
         ("references", sample.references),
         ("evidence", sample.evidence),

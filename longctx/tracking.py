@@ -15,29 +15,10 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from longctx import outcomes, redaction
+from longctx import figures, redaction
 from longctx.console import notice
 from longctx.results import Row, Summary
 from longctx.settings import Settings
-
-_GROUP_OF_PREFIX = {
-    "latency_ms": "latency",
-    "ttft_ms": "latency",
-    "document_ms": "latency",
-    "question_ttft_ms": "latency",
-    "prefill_ms": "latency",
-    "compress_ms": "latency",
-    "decode_ms": "latency",
-    "setup_ms": "latency",
-    "capture_ms": "latency",
-    "ms_per_token": "latency",
-    "tok_per_s": "throughput",
-    "samples_per_s": "throughput",
-    "peak_": "memory",
-    "kv_cache_gb": "memory",
-    "block_sparsity_pct": "latency",
-    **dict.fromkeys(outcomes.COUNTS, "samples"),
-}
 
 _INIT_TIMEOUT_S = 20  # wandb's own, which says why
 _START_LIMIT_S = 30
@@ -116,8 +97,7 @@ class Tracker:
         *,
         writes: bool = True,
     ):
-        as_0 = (name + outcomes.AS_0 for name in score_names)
-        self._score_names = (*score_names, *as_0, "answered_pct", "evidence_kept_pct")
+        self._groups = figures.groups(score_names)
         self._run: Any = None
         if not writes or settings.wandb_mode == "disabled":
             return
@@ -144,22 +124,16 @@ class Tracker:
 
     def context(self, summary: Summary) -> None:
         """Log the figures of one context length."""
-        figures: dict[str, Any] = {"context_tokens": summary["context_tokens"]}
+        logged: dict[str, Any] = {"context_tokens": summary["context_tokens"]}
         for name, value in summary.items():
-            group = self._group(name)
+            group = self._groups.get(name)
             if group and isinstance(value, (int, float)):
-                figures[f"{group}/{name}"] = value
+                logged[f"{group}/{name}"] = value
             score, _, field = name.partition("_by_")
             if field:
                 for member, scores in value.items():
-                    figures[f"quality/{name}/{member}"] = scores[score]
-        self._try(lambda run: run.log(figures), _LOG_LIMIT_S)
-
-    def _group(self, name: str) -> str | None:
-        if name in self._score_names:
-            return "quality"
-        prefixes = (prefix for prefix in _GROUP_OF_PREFIX if name.startswith(prefix))
-        return next((_GROUP_OF_PREFIX[prefix] for prefix in prefixes), None)
+                    logged[f"{figures.QUALITY}/{name}/{member}"] = scores[score]
+        self._try(lambda run: run.log(logged), _LOG_LIMIT_S)
 
     def finish(self, rows: Sequence[Row], summary: Summary) -> None:
         """Log the table of requests and the summary, and close the run."""
@@ -210,17 +184,25 @@ def _start(wandb: Any, settings: Settings, meta: dict[str, Any]) -> Any:
         ),
     )
     run.define_metric("context_tokens")
-    for group in ("quality", "latency", "throughput", "memory", "samples"):
+    for group in figures.GROUPS:
         run.define_metric(f"{group}/*", step_metric="context_tokens")
     return run
 
 
 def _table(rows: Sequence[Row]) -> Any:
-    # A request that failed has not all of them.
-    columns = list(
-        dict.fromkeys(n for row in rows for n, value in row.items() if type(value) is not list)
-    )
+    """A line for each sample, with what is said of its request; one for a request that failed."""
+    lines = [_plain(row) | _plain(sample) for row in rows for sample in row["samples"] or [{}]]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
     table = _wandb().Table(columns=columns)
-    for row in rows:
-        table.add_data(*redaction.masked_in([row.get(name) for name in columns]))
+    for line in lines:
+        table.add_data(*redaction.masked_in([line.get(name) for name in columns]))
     return table
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    """What has room in a cell."""
+    return {
+        name: value
+        for name, value in entry.items()
+        if not isinstance(value, (list, dict)) and name != "prompt"
+    }

@@ -5,17 +5,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-import hotpotqa_eval
-import longbench_kv_eval
-import narrativeqa_eval
-from longctx import paired
+from longctx import figures, paired, rescore
 from longctx.paired import CostRatio, ScoreDifference
 from studies.measurements import Point
 
 _SEED = 0
-TASKS = {
-    module.TASK.name: module.TASK for module in (narrativeqa_eval, hotpotqa_eval, longbench_kv_eval)
-}
 
 
 def main_score(meta: dict[str, Any]) -> str:
@@ -33,11 +27,11 @@ class Pair:
     reference: Point
     other: Point
 
-    def costs(self) -> dict[str, CostRatio]:
-        """Ratios of TTFT, decode, latency, KV cache and GPU peak, as far as both have them."""
+    def costs(self, place: str = figures.COMPARE) -> dict[str, CostRatio]:
+        """Ratios of the figures shown in `place`, by their keys, as far as both have them."""
         length = self.other.context_tokens
-        ratios = paired.cost_ratios(self.reference.run, self.other.run, length, _SEED)
-        return {ratio.name: ratio for ratio in ratios}
+        ratios = paired.cost_ratios(self.reference.run, self.other.run, length, _SEED, place)
+        return {ratio.figure.key: ratio for ratio in ratios}
 
 
 def score(found: Sequence[Pair]) -> ScoreDifference | None:
@@ -64,9 +58,12 @@ def score(found: Sequence[Pair]) -> ScoreDifference | None:
 def above_floor(full: Sequence[Point]) -> ScoreDifference | None:
     """What the full cache's answers score more than the same answers shuffled between questions.
 
-    full: one or more points, of one setting. As in `score`, each sample counts once.
+    full: one or more points, of one setting. As in `score`, each sample counts once. None of a data
+    set whose script is not here.
     """
-    task = TASKS[full[0].meta["task"]]
+    task = rescore.task_named(full[0].meta["task"])
+    if task is None:
+        return None
     name = main_score(full[0].meta)
     scores: dict[str, list[tuple[float, float]]] = {}
     documents: dict[str, str | None] = {}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from longctx import outcomes, tables
+from longctx import figures, outcomes, tables
 from studies import lines, measurements
 from studies.comparisons import main_score
 from studies.lines import Line
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 
 # Inches: text stays legible in a README's 800 pixels.
 _WIDTH, _ROW_HEIGHT, _LEGEND_HEIGHT, _DPI = 8.6, 2.45, 0.5, 120
-_COSTS = ("ttft_ms", "ms_per_token_decode", "peak_gpu_mem_gb")
-_LABELS = {
-    "ttft_ms": "time to first token, ms",
-    "ms_per_token_decode": "decode, ms/token",
-    "peak_gpu_mem_gb": "GPU peak, GB",
-    "compress_ms": "choosing what stays, ms",
-    "kv_cache_gb": "KV cache of a batch, GB",
-}
 _SCORES = {"contains": "answer holds it", "meteor": "METEOR", "f1": "F1", "em": "exact match"}
 _LENGTH, _KEPT = "prompt, tokens", "share of the cache kept"
 
@@ -66,7 +58,7 @@ def attention(points: Sequence[Point]) -> "Figure":
     """Costs of each backend against length, a row for each batch; whole prefills."""
     mine = of_sweep(points, "attention/whole")
     title = "Attention backends, whole prefill, plain decode loop"
-    return _figure(_by_batch(mine, _COSTS, lines.attention_lines), mine, title)
+    return _figure(_by_batch(mine, lines.attention_lines), mine, title)
 
 
 def kv(points: Sequence[Point]) -> "Figure":
@@ -76,7 +68,7 @@ def kv(points: Sequence[Point]) -> "Figure":
     for batch, found in sorted(grouped(of_sweep(points, "kv/pays"), lambda p: p.batch).items()):
         captured, plain = ([p for p in found if p.decode == loop] for loop in ("graph", "eager"))
         panels = [
-            Panel(lines.kv_lines(shown, name), _LENGTH, f"{_LABELS[name]}{loop}")
+            Panel(lines.kv_lines(shown, name), _LENGTH, f"{figures.named(name).heading}{loop}")
             for shown, name, loop in (
                 (captured, "ms_per_token_decode", ", captured"),
                 (plain, "ms_per_token_decode", ", plain loop"),
@@ -88,7 +80,7 @@ def kv(points: Sequence[Point]) -> "Figure":
         of_sweep(points, "kv/methods"), lambda p: (p.setting("KV_SCOPE"), p.context_tokens)
     ).items():
         panels = [
-            Panel(lines.method_lines(found, name), _KEPT, _LABELS[name])
+            Panel(lines.method_lines(found, name), _KEPT, figures.named(name).heading)
             for name in ("compress_ms", "ms_per_token_decode")
         ]
         rows.append(Row(f"every method, KV_SCOPE={scope}, {length:,} tokens, batch 1", panels))
@@ -98,11 +90,10 @@ def kv(points: Sequence[Point]) -> "Figure":
 def quantization(points: Sequence[Point]) -> "Figure":
     """Costs of each format against length, a row for each batch; then together with pruning."""
     mine = of_sweep(points, "quantization")
-    rows = _by_batch(mine, _COSTS, lines.quantization_lines)
+    rows = _by_batch(mine, lines.quantization_lines)
     together = of_sweep(points, "combined")
     rows += [
-        Row(f"pruned, {row.title}", row.panels)
-        for row in _by_batch(together, _COSTS, lines.combined_lines)
+        Row(f"pruned, {row.title}", row.panels) for row in _by_batch(together, lines.combined_lines)
     ]
     title = "Quantization; dashed: the plain decode loop; dotted: quantized weights, pruned"
     return _figure(rows, [*mine, *together], title)
@@ -133,9 +124,12 @@ def quality(
         n = " to ".join(dict.fromkeys(f"{count:,}" for count in (counts[0], counts[-1])))
         panels = [
             Panel(
-                lines.quality_lines(found, cost), _LABELS[cost], _SCORES.get(score, score), "full"
+                lines.quality_lines(found, cost),
+                figures.named(cost).heading,
+                _SCORES.get(score, score),
+                "full",
             )
-            for cost in ("kv_cache_gb", "ms_per_token_decode")
+            for cost in figures.QUALITY_AGAINST
         ]
         device = found[0].meta["device"]["name"]
         rows.append(Row(f"{name}, {n} samples, batch {found[0].batch}, {device}", panels))
@@ -144,12 +138,11 @@ def quality(
 
 
 def _by_batch(
-    points: Sequence[Point],
-    names: Sequence[str],
-    lines_of: Callable[[Sequence[Point], str], list[Line]],
+    points: Sequence[Point], lines_of: Callable[[Sequence[Point], str], list[Line]]
 ) -> list[Row]:
+    costs = figures.shown(figures.STUDY)
     return [
-        Row(f"batch {batch}", [Panel(lines_of(mine, n), _LENGTH, _LABELS[n]) for n in names])
+        Row(f"batch {batch}", [Panel(lines_of(mine, c.key), _LENGTH, c.heading) for c in costs])
         for batch, mine in sorted(grouped(points, lambda point: point.batch).items())
     ]
 

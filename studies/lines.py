@@ -1,10 +1,11 @@
 """What the figures draw: lines of points out of the sweeps' results, with their styles."""
 
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from studies.comparisons import main_score
-from studies.measurements import Point, grouped
+from studies.measurements import Point, grouped, percent
 
 # Okabe and Ito's colours, told apart by the colour-blind; markers tell them apart in grey.
 Style = tuple[str, str]
@@ -27,15 +28,29 @@ METHODS: dict[str, Style] = {
     "window": (_ORANGE, "P"),
     "random": (_GREY, "X"),
 }
-KEPT: dict[float, Style] = {
-    1.0: (_BLACK, "o"),
-    0.75: (_SKY, "s"),
-    0.5: (_GREEN, "^"),
-    0.25: (_VERMILION, "D"),
+KEPT: dict[str, Style] = {
+    "100%": (_BLACK, "o"),
+    "75%": (_SKY, "s"),
+    "50%": (_GREEN, "^"),
+    "25%": (_VERMILION, "D"),
 }
-WEIGHTS: dict[str, Style] = {"bnb8": (_ORANGE, "s"), "bnb4": (_BLUE, "^")}
-CACHES: dict[str, Style] = {"int8": (_PURPLE, "v"), "int4": (_GREEN, "D")}
-_PLAIN: Style = (_BLACK, "o")
+FORMATS: dict[str, Style] = {
+    "none": (_BLACK, "o"),
+    "bnb8": (_ORANGE, "s"),
+    "bnb4": (_BLUE, "^"),
+    "int8": (_PURPLE, "v"),
+    "int4": (_GREEN, "D"),
+}
+# Of names that are not above; no known one has such a marker.
+_COLOURS = (_BLUE, _ORANGE, _GREEN, _SKY, _VERMILION, _PURPLE, _GREY)
+_MARKERS = ("<", ">", "p", "h", "8", "d")
+
+
+def style_of(name: str, known: Mapping[str, Style]) -> Style:
+    """The style of a name; of one that is not known, always the same one of 42."""
+    number = zlib.crc32(name.encode())
+    colour, marker = number % len(_COLOURS), number // len(_COLOURS) % len(_MARKERS)
+    return known.get(name) or (_COLOURS[colour], _MARKERS[marker])
 
 
 @dataclass
@@ -53,7 +68,7 @@ class Line:
 
     def add(self, x: float, point: Point, figure: str) -> None:
         """Put a figure of a run, with the range of its requests, at x; nothing if not measured."""
-        value = point.median(figure)
+        value = point.shown(figure)
         if value is not None:
             reached = [value, *point.values(figure)]
             self.points.append((x, value, min(reached), max(reached)))
@@ -80,7 +95,7 @@ def attention_lines(points: Sequence[Point], figure: str) -> list[Line]:
 
     def line_of(point: Point) -> tuple[str, Style, str]:
         backend = point.setting("ATTN_IMPL")
-        return backend, BACKENDS[backend], "-"
+        return backend, style_of(backend, BACKENDS), "-"
 
     return by_length(points, figure, line_of)
 
@@ -89,7 +104,8 @@ def kv_lines(points: Sequence[Point], figure: str) -> list[Line]:
     """A line for each share kept."""
 
     def line_of(point: Point) -> tuple[str, Style, str]:
-        return f"{point.kept:.0%} kept", KEPT[point.kept], "-"
+        kept = percent(point.kept)
+        return f"{kept} kept", style_of(kept, KEPT), "-"
 
     return by_length(points, figure, line_of)
 
@@ -100,7 +116,7 @@ def quantization_lines(points: Sequence[Point], figure: str) -> list[Line]:
     def line_of(point: Point) -> tuple[str, Style, str]:
         weights, cache = point.setting("QUANT_MODE"), point.setting("KV_QUANT")
         label = point.weights if cache == "none" else f"{point.weights}, cache {cache}"
-        style = CACHES[cache] if cache != "none" else WEIGHTS.get(weights, _PLAIN)
+        style = style_of(weights if cache == "none" else cache, FORMATS)
         return f"{label}, {point.decode}", style, _dashes(point)
 
     return by_length(points, figure, line_of)
@@ -111,7 +127,9 @@ def combined_lines(points: Sequence[Point], figure: str) -> list[Line]:
 
     def line_of(point: Point) -> tuple[str, Style, str]:
         is_plain = point.setting("QUANT_MODE") == "none"
-        return f"{point.weights}, {point.kept:.0%} kept", KEPT[point.kept], "-" if is_plain else ":"
+        kept = percent(point.kept)
+        label = f"{point.weights}, {kept} kept"
+        return label, style_of(kept, KEPT), "-" if is_plain else ":"
 
     return by_length(points, figure, line_of)
 
@@ -120,7 +138,7 @@ def method_lines(points: Sequence[Point], figure: str) -> list[Line]:
     """A line for each method, against the share kept; the full cache has none of its own."""
     lines = []
     for method, mine in grouped(points, lambda point: point.method).items():
-        line = Line(method, METHODS[method])
+        line = Line(method, style_of(method, METHODS))
         for point in sorted(mine, key=lambda point: -point.kept):
             line.add(point.kept, point, figure)
         lines.append(line)
@@ -130,12 +148,13 @@ def method_lines(points: Sequence[Point], figure: str) -> list[Line]:
 def quality_lines(points: Sequence[Point], cost: str) -> list[Line]:
     """A line for each method: the task's score, with its interval, against a cost."""
     lines = []
-    for method, style in METHODS.items():
-        line = Line(method, style)
-        for point in sorted(points, key=lambda point: -point.kept):
+    found = grouped(points, lambda point: point.method)
+    for method in sorted(found, key=lambda name: [*METHODS, name].index(name)):
+        line = Line(method, style_of(method, METHODS))
+        for point in sorted(found[method], key=lambda point: -point.kept):
             name = main_score(point.meta)
-            value, score = point.median(cost), point.summary.get(name)
-            if point.method == method and value is not None and score is not None:
+            value, score = point.shown(cost), point.summary.get(name)
+            if value is not None and score is not None:
                 low, high = point.summary[f"{name}_ci95"] or (score, score)
                 line.points.append((value, score, low, high))
         if line.points:

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from longctx import load_results, outcomes, tables
+from longctx import figures, load_results, outcomes, tables
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 
 # What a sweep's folder is not asked for: it tells no two points apart.
 _NOT_TOLD = ("LOGDIR", "RESUME", "SKIP_DONE")
-# Figures of rows whose name in summaries is another.
-_ROW_KEYS = {"latency_ms": "latency_ms_total"}
 
 
 @dataclass(frozen=True)
@@ -104,17 +102,13 @@ class Point:
         )
         return outcomes.caption(self.summary, about) + "".join(as_0)
 
-    def values(self, figure: str) -> list[float]:
-        """A figure of each request of the largest batch, such as `ttft_ms`, where measured."""
-        values = (row.get(_ROW_KEYS.get(figure, figure)) for row in outcomes.timed(self.rows))
-        return [value for value in values if value is not None]
+    def values(self, key: str) -> list[float]:
+        """A figure of each request of the largest batch, by its key in rows, where measured."""
+        return figures.named(key).values(outcomes.timed(self.rows))
 
-    def median(self, figure: str) -> float | None:
-        """The summary's p50 of a figure of time; of memory the most or the mean that it has."""
-        for key in (f"{figure}_p50", f"{figure}_p95", figure):
-            if self.summary.get(key) is not None:
-                return float(self.summary[key])
-        return None
+    def shown(self, key: str) -> float | None:
+        """The summary's value of a figure: p50 of times, of memory the most or the mean."""
+        return figures.named(key).of_summary(self.summary)
 
 
 def read(folder: Path) -> list[Point]:
@@ -163,6 +157,11 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
+
+
+def percent(share: float) -> str:
+    """A share kept, with no digit more than it has."""
+    return f"{100 * share:.6g}%"
 
 
 def about(points: Iterable[Point]) -> str:

@@ -9,7 +9,7 @@ from longctx.paired import ScoreDifference
 from longctx.tables import markdown
 from studies import comparisons, measurements
 from studies.comparisons import Pair
-from studies.measurements import Point, grouped
+from studies.measurements import Point, grouped, percent
 
 Block = tuple[str, str]  # name, Markdown
 
@@ -81,7 +81,7 @@ def _overview(found: Mapping[str, Sequence[Scored]], can_lose: Collection[str]) 
         for (sweep, share, score), p in zip(counted, ps, strict=True)
     ]
     shares = sorted({one.point.kept for mine in found.values() for one in mine}, reverse=True)
-    rows = [["data", *(f"{share:.0%}" for share in shares)]]
+    rows = [["data", *map(percent, shares)]]
     for sweep in sorted(found):
         here = [entry for entry in seen if entry[0] == sweep]
         rows.append([sweep.removeprefix("quality/"), *(_counts(here, share) for share in shares)])
@@ -102,7 +102,7 @@ def _table(sweep: str, lengths: str, here: Sequence[Scored]) -> Block:
 
 def _differences(here: Sequence[Scored]) -> str:
     shares = sorted({scored.point.kept for scored in here}, reverse=True)
-    rows: list[list[str]] = [["method", *(f"{share:.0%}" for share in shares)]]
+    rows: list[list[str]] = [["method", *map(percent, shares)]]
     for method, mine in grouped(here, lambda scored: scored.point.method).items():
         cells = {scored.point.kept: _difference(scored) for scored in mine}
         rows.append([f"`{method}`", *(cells.get(share, "") for share in shares)])

@@ -17,22 +17,27 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from longctx import figures
 from longctx.tables import figure, markdown
 from studies import comparisons, measurements, scores
 from studies.comparisons import Pair
-from studies.measurements import Point, grouped, of_sweep
+from studies.measurements import Point, grouped, of_sweep, percent
 from studies.scores import Block
 
 Heads = dict[str, Callable[[Point], Any]]
 
 
 def _kept(point: Point) -> str:
-    return f"{point.kept:.0%}"
+    return percent(point.kept)
+
+
+def _costs() -> str:
+    """The study's costs in words, as the titles of their tables have them."""
+    names = (f"{f.name} {f.unit.replace('/', ' per ')}" for f in figures.shown(figures.STUDY))
+    return f"{' / '.join(names)}, p50 and most of the requests"
 
 
 _KEPT: Heads = {"kept": _kept}
-
-_COSTS = "TTFT ms / decode ms per token / GPU peak GB, p50 and most of the requests"
 _LOOP: Heads = {"batch": lambda p: p.batch, "decode": lambda p: p.decode}
 
 
@@ -53,8 +58,8 @@ def by_length(
 
 
 def costs(point: Point) -> str:
-    """Time to the first token, time a token and memory."""
-    return _figures(point, ("ttft_ms", 0), ("ms_per_token_decode", 2), ("peak_gpu_mem_gb", 2))
+    """The study's costs: time to the first token, time a token and memory."""
+    return _figures(point, figures.STUDY)
 
 
 def choosing_costs(point: Point) -> str:
@@ -62,14 +67,14 @@ def choosing_costs(point: Point) -> str:
 
     Not memory: it goes by the share kept.
     """
-    return _figures(point, ("compress_ms", 1), ("ttft_ms", 0), ("ms_per_token_decode", 2))
+    return _figures(point, figures.CHOOSING)
 
 
-def _figures(point: Point, *measured: tuple[str, int]) -> str:
-    """Names and decimals of figures -> the figures."""
+def _figures(point: Point, place: str) -> str:
     if point.out_of_memory:
         return "out of memory"
-    text = " / ".join(figure(point.median(name), decimals) for name, decimals in measured)
+    shown = figures.shown(place)
+    text = " / ".join(figure(f.of_summary(point.summary), f.shown[place]) for f in shown)
     return measurements.marked(text, [point])
 
 
@@ -77,7 +82,7 @@ def speed_ups(pair: Pair) -> str:
     """Of decoding, and of a whole request; with an interval where the requests are enough."""
     ratios = pair.costs()
     texts = []
-    for name in ("decode", "latency"):
+    for name in ("ms_per_token_decode", "latency_ms_total"):
         if name not in ratios:
             texts.append("-")
             continue
@@ -87,12 +92,15 @@ def speed_ups(pair: Pair) -> str:
 
 
 def cost_ratios(pair: Pair) -> str:
-    """Of time to the first token, time a token and memory."""
-    ratios = pair.costs()
-    names = ("TTFT", "decode", "GPU peak")
-    found = (ratios.get(name) for name in names)
+    """Of the study's costs."""
+    ratios = pair.costs(figures.STUDY)
+    found = (ratios.get(cost.key) for cost in figures.shown(figures.STUDY))
     text = " / ".join(f"{r.other / r.reference:.2f}" if r else "-" for r in found)
     return measurements.marked(text, [pair.reference, pair.other])
+
+
+def _cost_names() -> str:
+    return " / ".join(cost.name for cost in figures.shown(figures.STUDY))
 
 
 def interval(value: float, low: float, high: float) -> str:
@@ -108,18 +116,18 @@ def attention(points: Sequence[Point]) -> Iterator[Block]:
         "batch": lambda p: p.batch,
         "attention": lambda p: f"`{p.setting('ATTN_IMPL')}`",
     }
-    yield f"attention: {_COSTS}", by_length(heads, mine, _itself, costs)
+    yield f"attention: {_costs()}", by_length(heads, mine, _itself, costs)
     against_sdpa = comparisons.pairs(
         mine, lambda p: p.setting("ATTN_IMPL") == "sdpa", lambda p: (p.sweep, p.batch)
     )
-    title = "attention: times sdpa's TTFT / decode / GPU peak"
+    title = f"attention: times sdpa's {_cost_names()}"
     yield title, by_length(heads, list(against_sdpa), _other, cost_ratios)
 
 
 def pays(points: Sequence[Point]) -> Iterator[Block]:
     """Costs by share kept, length, batch and decode loop; from where on pruning pays."""
     mine = sorted(of_sweep(points, "kv/pays"), key=_loop)
-    yield f"kv: {_COSTS}", by_length(_LOOP | _KEPT, mine, _itself, costs)
+    yield f"kv: {_costs()}", by_length(_LOOP | _KEPT, mine, _itself, costs)
     against_full = list(comparisons.pairs(mine, _is_full, _loop))
     title = "kv: times as fast as the full cache, decoding / whole request, in one run each"
     yield title, by_length(_LOOP | _KEPT, against_full, _other, speed_ups)
@@ -127,8 +135,8 @@ def pays(points: Sequence[Point]) -> Iterator[Block]:
     for names, found in grouped(
         against_full, lambda pair: (*map(str, _loop(pair.other)), _kept(pair.other))
     ).items():
-        figures = ("ms_per_token_decode", "latency_ms")
-        rows.append([*names, *(pays_from(found, figure) for figure in figures)])
+        times = ("ms_per_token_decode", "latency_ms_total")
+        rows.append([*names, *(pays_from(found, time) for time in times)])
     title = (
         "kv: the shortest length from which on every request of one run is faster than the full "
         "cache's"
@@ -167,7 +175,7 @@ def methods(points: Sequence[Point]) -> Iterator[Block]:
     )
     for length, mine in grouped(ordered, _length).items():
         kept = sorted({p.kept for p in mine}, reverse=True)
-        rows: list[list[str]] = [[*heads, *(f"{share:.0%}" for share in kept)]]
+        rows: list[list[str]] = [[*heads, *map(percent, kept)]]
         for names, found in grouped(mine, lambda p: tuple(h(p) for h in heads.values())).items():
             cells = {p.kept: choosing_costs(p) for p in found}
             rows.append([*names, *(cells.get(share, "") for share in kept)])
@@ -179,16 +187,16 @@ def quantization(points: Sequence[Point]) -> Iterator[Block]:
     """Costs by format of the weights and of the cache; how far from those of plain weights."""
     heads = _LOOP | {"weights": lambda p: p.weights, "cache": lambda p: p.setting("KV_QUANT")}
     mine = sorted(of_sweep(points, "quantization"), key=lambda p: (_loop(p), not _is_plain(p)))
-    yield f"quantization: {_COSTS}", by_length(heads, mine, _itself, costs)
+    yield f"quantization: {_costs()}", by_length(heads, mine, _itself, costs)
     against_plain = comparisons.pairs(mine, _is_plain, _loop)
-    title = "quantization: times the TTFT / decode / GPU peak of plain weights and cache"
+    title = f"quantization: times the {_cost_names()} of plain weights and cache"
     yield title, by_length(heads, list(against_plain), _other, cost_ratios)
 
 
 def combined(points: Sequence[Point]) -> Iterator[Block]:
     """Costs by weights and share kept, up to long contexts."""
     heads = _LOOP | {"weights": lambda p: p.weights} | _KEPT
-    yield f"combined: {_COSTS}", by_length(heads, of_sweep(points, "combined"), _itself, costs)
+    yield f"combined: {_costs()}", by_length(heads, of_sweep(points, "combined"), _itself, costs)
 
 
 def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Block]:

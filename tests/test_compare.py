@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx import compare, paired, run_differences
+from longctx import compare, figures, paired, run_differences
 from longctx.config import SettingError
 from tests.saved_runs import full_results, write
 
@@ -112,7 +112,7 @@ def test_costs_are_ratios_of_what_both_measured():
     first = full_results(GOOD)
     second = full_results(GOOD, rows={"ttft_ms": 207.0, "kv_cache_gb": 0.2, "peak_gpu_mem_gb": 1.0})
     second["rows"][2]["ms_per_token_decode"] = None
-    ratios = {ratio.name: ratio for ratio in paired.cost_ratios(first, second, 512, seed=0)}
+    ratios = {ratio.figure.name: ratio for ratio in paired.cost_ratios(first, second, 512, seed=0)}
     assert list(ratios) == ["TTFT", "decode", "latency", "KV cache"]  # the GPU only once
     # Times of one run each claim nothing of the settings.
     assert ratios["TTFT"].sentence() == (
@@ -139,7 +139,7 @@ def test_few_requests_claim_nothing(count, said):
     runs = full_results(GOOD[:count]), full_results(GOOD[:count], rows={"kv_cache_gb": 0.2})
     for row in runs[1]["rows"]:
         row["ttft_ms"] *= 1.03
-    ratios = {ratio.name: ratio for ratio in paired.cost_ratios(*runs, 512, seed=0)}
+    ratios = {ratio.figure.name: ratio for ratio in paired.cost_ratios(*runs, 512, seed=0)}
     assert ratios["TTFT"].sentence().startswith("1.03 times (")
     assert ratios["TTFT"].sentence().endswith(f" ms, {said}: too few for an interval)")
     assert ratios["KV cache"].sentence() == (
@@ -160,8 +160,8 @@ def test_few_requests_claim_nothing(count, said):
     ],
 )
 def test_a_ratio_in_words(name, other, interval, sentence):
-    unit = "GB" if name == "GPU peak" else "ms"
-    ratio = paired.CostRatio(name, unit, 2, 1, other, interval, 8)
+    figure = next(figure for figure in figures.FIGURES if figure.name == name)
+    ratio = paired.CostRatio(figure, 2, 1, other, interval, 8)
     assert ratio.sentence().startswith(sentence)
 
 

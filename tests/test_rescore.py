@@ -50,7 +50,7 @@ def test_scores_and_summaries_are_those_of_today(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"task": "other"}, "is of other, which is none of narrativeqa, "),
+        ({"task": "other"}, "is of other, whose script is not here"),
         ({"variables": {"MODEL_ID": "random/x"}}, "random weights"),
     ],
 )

@@ -132,7 +132,9 @@ def test_w_and_b_gets_no_secret(monkeypatch):
     redaction.remember({"PGPASSWORD": "correct horse"})
     meta = META | {"variables": {"MODEL_ID": "x-correct horse"}}
     tracker = Tracker(Settings(wandb_mode="offline"), meta, ["meteor"])
-    tracker.finish([{"error": "at correct horse", "n": 1}], {"text": "correct horse"})
+    tracker.finish(
+        [{"error": "at correct horse", "n": 1, "samples": []}], {"text": "correct horse"}
+    )
     assert "correct horse" not in str(fake.calls)
     assert ("add_data", ("at ***", 1), {}) in fake.calls
     redaction.remember({})

@@ -48,10 +48,11 @@ function axis(values, from, to, mayBeLog) {
   return { at: (value) => from + share(value) * (to - from), ticks: ticks(low, high, log), log };
 }
 
-/** Points that no other one beats: higher score and lower cost, from cheap to costly. */
-function paretoFront(points) {
+/** Points that no other one beats: higher score and better cost, from the best cost to the worst. */
+function paretoFront(points, moreIsBetter = false) {
+  const sign = moreIsBetter ? -1 : 1;
   const front = [];
-  for (const point of [...points].sort((a, b) => a.cost - b.cost || b.score - a.score)) {
+  for (const point of [...points].sort((a, b) => sign * (a.cost - b.cost) || b.score - a.score)) {
     const last = front[front.length - 1];
     if (!last || point.score > last.score || (point.score === last.score && point.cost === last.cost)) {
       front.push(point);
@@ -93,7 +94,7 @@ function drawChart(points, scoreColumn, costColumn, width, look, choose) {
       svg("text", { x: plot.left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, tickText(tick)),
     ]),
   ];
-  const front = paretoFront(points);
+  const front = paretoFront(points, costColumn.more_is_better);
   const left = lefts(points, x, costColumn, plot);
   const stairs = front.map((point, n) =>
     n ? `H${left.get(point)}V${y.at(point.score)}` : `M${left.get(point)},${y.at(point.score)}`);
@@ -104,10 +105,10 @@ function drawChart(points, scoreColumn, costColumn, width, look, choose) {
       "aria-label": `${scoreColumn.label} against ${costColumn.label}, ${points.length} runs` },
     ...lines,
     svg("text", { class: "title", x: (plot.left + plot.right) / 2, y: HEIGHT - 8, "text-anchor": "middle" },
-      `${costColumn.label}${x.log ? ", log scale" : ""} (less is better)`),
+      `${costColumn.label}${x.log ? ", log scale" : ""} (${costColumn.more_is_better ? "more" : "less"} is better)`),
     svg("text", { class: "title", "text-anchor": "middle", transform: `translate(13 ${middle}) rotate(-90)` },
       `${scoreColumn.label} (more is better)`),
-    svg("path", { class: "front", d: `${stairs.join("")}H${plot.right}` }),
+    svg("path", { class: "front", d: `${stairs.join("")}H${costColumn.more_is_better ? plot.left : plot.right}` }),
     ...points.map((point) => {
       const place = { left: left.get(point), y, onFront: front.includes(point) };
       return mark(point, place, look(point.run), choose, scoreColumn, costColumn);

@@ -82,26 +82,13 @@ def markdown(runs: Runs) -> str:
         run = tables.label(meta)
         cells = [meta["task"], meta["model"], run]
         cells += [f"{summary['context_tokens']:,}", outcomes.samples(summary)]
-        cells += [_figure(summary, key, decimals) for key, decimals in figures]
+        chance = f"(cannot be told from guessing, {summary.get('chance')})"
+        cells += [tables.plain_cell(summary, (key,), digits, chance) for key, digits in figures]
         lines.append([_escaped(cell) for cell in cells])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     names = [f"{meta['model']}, {tables.label(meta)}" for meta in (r["run_meta"] for _, r in runs)]
     captions = tables.captions([run for _, run in runs], names)
     return table + "".join(f"\n{_escaped(caption)}\n" for caption in captions)
-
-
-def _figure(summary: dict[str, Any], key: str, decimals: int) -> str:
-    if tables.is_out_of_memory(summary):
-        return "out of memory"
-    value = summary.get(key)
-    text = tables.figure(value, decimals)
-    interval = summary.get(f"{key}_ci95")
-    if interval is not None:
-        text += f" [{', '.join(tables.figure(bound, decimals) for bound in interval)}]"
-    if key == "em" and (chance := tables.guessing(summary)) is not None:
-        text += f" (cannot be told from guessing, {chance:g})"
-    is_marked = value is not None and outcomes.is_partial(summary)
-    return f"{text} {outcomes.MARK}" if is_marked else text
 
 
 def _escaped(text: str) -> str:

@@ -9,7 +9,7 @@ const FILTERS = [
 
 function main() {
   const data = JSON.parse(byId("data").textContent);
-  const chart = { scope: null, score: null, costs: ["kv_cache_gb", "ms_per_token_decode_p50"] };
+  const chart = { scope: null, score: null, costs: data.chart_costs };
   const view = { onlyDifferences: true, onlyOther: false, context: null, shown: PAGE };
   const filters = {};
   let words = [];
@@ -137,7 +137,7 @@ function main() {
     table.show(isVisible);
     const visible = data.rows.filter(isVisible);
     byId("count").textContent =
-      `${figure(visible.length, 0)} of ${figure(data.rows.length, 0)} rows, p50 over requests (GPU peak: p95) and mean scores ` +
+      `${figure(visible.length, 0)} of ${figure(data.rows.length, 0)} rows, ${data.statistics} and mean scores ` +
       "with 95% intervals. Click a heading to sort, tick up to four runs to see them side by side." +
       missingText(visible.filter((row) => row.missing));
     hideTooltip();

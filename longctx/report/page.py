@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from longctx import config, outcomes, paired, run_differences, tables
+from longctx import config, figures, outcomes, paired, run_differences, tables
 from longctx.console import printable
 from longctx.load_results import FullResults
 
@@ -35,7 +35,11 @@ def document(runs: Runs, samples: int) -> str:
         f"trusted-types 'none'"
     )
     return Template(_resource("page.html")).substitute(
-        policy=policy, style=style, script=script, data=embedded(_data(runs, samples))
+        policy=policy,
+        style=style,
+        script=script,
+        statistics=figures.statistics_shown(),
+        data=embedded(_data(runs, samples)),
     )
 
 
@@ -56,12 +60,17 @@ def _hash(text: str) -> str:
 def _data(runs: Runs, samples: int) -> dict[str, Any]:
     """What the script reads as DATA: columns, runs, rows (a run and context), samples."""
     scores = dict.fromkeys(name for _, run in runs for name in run["run_meta"]["score_names"])
-    costs = {key for _, key, _ in tables.COSTS}
+    costs = {
+        figure.summary_keys[0]: figure
+        for figure in figures.shown(figures.TABLE)
+        if figure.group != figures.QUALITY
+    }
     columns: list[dict[str, Any]] = [
-        {"key": path[0], "label": name, "decimals": decimals,
-         "cost": path[0] in costs, "score": path[0] in scores}
-        for name, path, decimals in tables.figures_of([run for _, run in runs])
-        if len(path) == 1
+        {"key": key, "label": name, "decimals": decimals,
+         "cost": key in costs, "score": key in scores,
+         "more_is_better": key not in costs or costs[key].higher_is_better}
+        for name, (key, *of_group), decimals in tables.figures_of([run for _, run in runs])
+        if not of_group
     ]  # fmt: skip
     metas = [run["run_meta"] for _, run in runs]
     sample_numbers: dict[tuple[Any, ...], int] = {}
@@ -98,6 +107,8 @@ def _data(runs: Runs, samples: int) -> dict[str, Any]:
         entries.append(_entry(path, run["run_meta"], label) | {"predictions": predictions})
     return {
         "columns": columns,
+        "chart_costs": [figures.named(key).summary_keys[0] for key in figures.QUALITY_AGAINST],
+        "statistics": figures.statistics_shown(),
         "runs": entries,
         "rows": rows,
         "samples": [{"id": key[0], "references": key[1:]} for key in sample_numbers],
