@@ -109,8 +109,12 @@ def test_results_say_how_tokens_were_made(tiny_folder, tmp_path):
 
 
 @pytest.fixture
-def exact_products(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def exact_products():
+    # Not by monkeypatch: at the end it would delete the flag, which is no attribute of its own.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.gpu
