@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kv_compression import methods
-from kv_compression.decode_graph import DecodeGraphs, obstacle
+from kv_compression.decode_graph import DecodeGraphs, reason_unsupported
 from kv_compression.generation import Generation
 from kv_compression.measure import Stopwatch, synchronize
 from kv_compression.pruning import Pruning
@@ -60,7 +60,9 @@ def graphs(model: PreTrainedModel, mode: str) -> DecodeGraphs | None:
 
 def check(graphs: DecodeGraphs | None, batch: int, backend: str) -> None:
     """Raises ValueError, with the reason, where the step of such a request cannot be captured."""
-    if graphs is not None and (problem := obstacle(graphs.model, batch=batch, backend=backend)):
+    if graphs is not None and (
+        problem := reason_unsupported(graphs.model, batch=batch, backend=backend)
+    ):
         raise ValueError(problem)
 
 

@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 
 from benchmarks import _measure, _report
 from benchmarks._report import Lines, Report, Row
-from kv_compression import layered
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.generation import Generation, generate
+from kv_compression.prefill import layered
 from longctx.results import gigabytes
 from longctx.tables import figure
 
@@ -57,7 +57,7 @@ def measure(
             max_new_tokens=new_tokens,
             pruning=_measure.pruning(arguments.kv_mode, case["keep_ratio"], skip_layers=()),
             graphs=graphs,
-            prefill_chunk=None if layered.obstacle(model) else _PREFILL_ROWS,
+            prefill_chunk=None if layered.reason_unsupported(model) else _PREFILL_ROWS,
         )
 
     warmup = request(min(context_tokens, _WARMUP_CONTEXT), _WARMUP_TOKENS)

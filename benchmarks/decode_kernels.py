@@ -30,7 +30,7 @@ from longctx.config import CannotRunError
 
 if TYPE_CHECKING:
     # Triton comes with torch for CUDA alone.
-    from kv_compression.decode_graph.attention import HeadTransform, Parts
+    from kv_compression.decode_graph.attention import HeadTransform, WorkSplit
     from kv_compression.decode_graph.linear import Tile
 
 _LAUNCHES = 32
@@ -188,7 +188,7 @@ def attend_to(
     table: LayerTable,
     transform: "HeadTransform",
     copies: int,
-    parts: "Parts",
+    split: "WorkSplit",
 ) -> torch.Tensor:
     """Attention over one of the caches in `table`."""
     from kv_compression.decode_graph.attention import attend
@@ -203,20 +203,20 @@ def attend_to(
         head_dim=_HEAD_DIM,
         scaling=0.088,
         transform=transform,
-        parts=parts,
+        split=split,
     )
 
 
 def measure_attention(rows: int, stored: int, limits: Row) -> Row:
     """The time of attention with each way to share out the stored tokens."""
-    from kv_compression.decode_graph.attention import HeadTransform, Parts
+    from kv_compression.decode_graph.attention import HeadTransform, WorkSplit
 
     copies = 2 if rows == 8 else 8
     shape = (rows, _KV_HEADS, stored + 8, _HEAD_DIM)
     caches = [torch.randn(2, *shape, dtype=torch.bfloat16, device="cuda") for _ in range(copies)]
     table = LayerTable.empty(copies, rows, torch.device("cuda"))
     strides = caches[0][0].stride()[:2]
-    table.places.copy_(
+    table.addresses.copy_(
         torch.tensor([[c[0].data_ptr(), c[1].data_ptr(), *strides, stored] for c in caches])
     )
     qkv = torch.randn(rows, _HIDDEN + 2 * _KV_DIM, dtype=torch.bfloat16, device="cuda")
@@ -227,8 +227,8 @@ def measure_attention(rows: int, stored: int, limits: Row) -> Row:
     timed = {}
     for tokens, programs, stages in itertools.product((32, 64, 128), (1, 2, 3, 4), (2, 3, 4)):
         if tokens * _HEAD_DIM * 4 * stages * programs <= _SHARED_BYTES:
-            parts = Parts(tokens, programs, num_stages=stages)
-            timed[str(parts)] = milliseconds(partial(attended, parts=parts))
+            split = WorkSplit(tokens, programs, num_stages=stages)
+            timed[str(split)] = milliseconds(partial(attended, split=split))
     return fastest(4 * rows * _KV_DIM * stored, timed, limits)
 
 

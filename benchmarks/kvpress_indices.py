@@ -82,7 +82,7 @@ def our_choices(folder: str, tokens: list[int]) -> Choices:
     model = load(folder)
     choices: Choices = {name: {ratio: [] for ratio in KEEP_RATIOS} for name in PRESSES}
 
-    def settle(self: Any, queries: torch.Tensor, scaling: float, rotary: Any) -> None:
+    def prune_if_due(self: Any, queries: torch.Tensor, scaling: float, rotary: Any) -> None:
         places = torch.arange(len(tokens))[None]
         layer = StoredLayer(
             self.keys, self.values, places[None], queries, places, scaling, self.layer_idx, rotary
@@ -94,8 +94,8 @@ def our_choices(folder: str, tokens: list[int]) -> Choices:
                 by_ratio[ratio].append(select(scores, None, [count]).index[0])
         keep_all(self, queries, scaling, rotary)
 
-    keep_all = PrunedLayer.settle
-    PrunedLayer.settle = settle  # type: ignore[method-assign, assignment]
+    keep_all = PrunedLayer.prune_if_due
+    PrunedLayer.prune_if_due = prune_if_due  # type: ignore[method-assign, assignment]
     generate(model, torch.tensor([tokens]), backend="sdpa", max_new_tokens=1)
     return choices
 

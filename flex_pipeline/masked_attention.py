@@ -79,7 +79,7 @@ def blocks(mask: Mask, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
 
     From the bounds of the blocks: at 65,536 tokens a tensor of all pairs would take 4 GB.
     """
-    starts = torch.tensor(layout.starts or (0,), device=layout.device)[:, None, None]
+    starts = torch.tensor(layout.left_padding or (0,), device=layout.device)[:, None, None]
     past_len, end = layout.stored_len - layout.query_len, layout.stored_len - 1
     first_query = torch.arange(past_len, layout.stored_len, BLOCK, device=layout.device)[:, None]
     last_query = (first_query + BLOCK - 1).clamp(max=end)
@@ -103,10 +103,10 @@ def block_mask_of(mask: Mask, layout: Layout) -> BlockMask | None:
     """`mask` over a layout's rows; None where every query sees every key, as a decode step may."""
     past_len = layout.stored_len - layout.query_len
     queries, keys = Span(past_len, layout.stored_len - 1), Span(0, layout.stored_len - 1)
-    if layout.starts is None and mask.covers(queries, keys):
+    if layout.left_padding is None and mask.covers(queries, keys):
         return None
     # Tensors, not numbers: a step later they are other ones, and that must not compile again.
-    starts = torch.tensor(layout.starts or (0,), device=layout.device)
+    starts = torch.tensor(layout.left_padding or (0,), device=layout.device)
     offset = torch.tensor(past_len, device=layout.device)
     sees = mask.sees
 
@@ -124,6 +124,6 @@ def block_mask_of(mask: Mask, layout: Layout) -> BlockMask | None:
 
     return block_mask(
         *blocks(mask, layout),
-        visible if layout.starts is None else visible_from_start,
+        visible if layout.left_padding is None else visible_from_start,
         (layout.query_len, layout.stored_len),
     )

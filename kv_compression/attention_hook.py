@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from kv_compression import methods
 from kv_compression.attention import Backend, backend
 from kv_compression.cache import PrunedCache
-from kv_compression.interface import attention_function
 from kv_compression.layer import PrunedLayer
 from kv_compression.layout import Layout
+from kv_compression.replacements import attention_function
 from kv_compression.rope_length import each_row_by_its_length
 from kv_compression.rotary import Rotary, rotations
 
@@ -67,9 +67,10 @@ class _Active:
         scaling: float,
     ) -> torch.Tensor:
         """The output, (B, Q, Hq, D); zeros for the queries whose output nothing reads."""
-        if layer.last_query_alone and query.shape[2] > 1:
+        is_last = layer is self.cache.layers[-1]
+        if is_last and self.cache.incoming.last_query_only and query.shape[2] > 1:
             last = query[:, :, -1:]
-            # The kernel of one row is not the one that does the prefill, so its name is no news.
+            # Not noted in `kernels`: one row's kernel is not the one that does the prefill.
             row, _ = self.backend.attend(last, key, value, self._layout(layer, last, key), scaling)
             batch, heads, query_len, _ = query.shape
             output = row.new_zeros(batch, query_len, heads, row.shape[-1])
@@ -83,17 +84,17 @@ class _Active:
 
     def _layout(self, layer: PrunedLayer, query: torch.Tensor, key: torch.Tensor) -> Layout:
         """The layer's layout, shared by all layers that have the same one."""
-        starts = layer.read_starts
-        wanted = Layout(starts, query.shape[2], key.shape[2], query.device)
-        before = self.current.get(starts)
+        left_padding = layer.read_left_padding
+        wanted = Layout(left_padding, query.shape[2], key.shape[2], query.device)
+        before = self.current.get(left_padding)
         if before != wanted:
             if before is not None:
                 # Of all pairs, so too large to keep for the next layer's chunks.
                 before.drop_mask()
             if len(self.layouts) >= _MOST_LAYOUTS:
                 self.layouts.clear()
-            self.current[starts] = self.layouts.setdefault(wanted, wanted)
-        return self.current[starts]
+            self.current[left_padding] = self.layouts.setdefault(wanted, wanted)
+        return self.current[left_padding]
 
 
 _ACTIVE: ContextVar[_Active | None] = ContextVar("active attention", default=None)
@@ -108,13 +109,13 @@ def use_attention(
     Yields the kernels that ran, a set under "prefill" (more than one query token) and one under
     "decode". The model's own attention implementation is put back at the end. Raises ValueError
     when the backend cannot run on the model's device and dtype, when the model does not take its
-    attention from transformers' AttentionInterface, and for what `rope_length.obstacle` and
-    `methods.obstacle` have against the model and the cache's pruning.
+    attention from transformers' AttentionInterface, and for what `rope_length` and `methods` have
+    against the model and the cache's pruning (`reason_unsupported` in each).
     """
     chosen = backend(chosen) if isinstance(chosen, str) else chosen
     chosen.check(model.device.type, model.dtype)
     pruning = next((layer.pruning for layer in cache.layers if layer.pruning), None)
-    if pruning and (problem := methods.obstacle(pruning.method, model)):
+    if pruning and (problem := methods.reason_unsupported(pruning.method, model)):
         raise ValueError(problem)
     kernels: dict[str, set[str]] = {"prefill": set(), "decode": set()}
     needs_rotation = any(layer.needs_rotation for layer in cache.layers)
@@ -147,7 +148,7 @@ def _forward(
     _refuse_unsupported(module, layer, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = active.attend(layer, query, key, value, scaling)
-    layer.settle(query, scaling, active.rotations.get(id(module)))
+    layer.prune_if_due(query, scaling, active.rotations.get(id(module)))
     return output, None
 
 

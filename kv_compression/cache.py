@@ -3,21 +3,22 @@
 Three lengths that must not be confused: the tokens a layer has *seen* (positions count these), the
 tokens it *stores* (its tensors' length; skipped layers differ from pruned ones), and the *padded*
 length of a batch. In every layer a row's padding stands before its tokens, so one number a row,
-its start, says where they begin; pruning keeps it so.
+its left padding, says where they begin; pruning keeps it so.
 """
 
 import copy
 from collections.abc import Sequence
-from typing import overload
+from dataclasses import replace
+from typing import Any, overload
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, QuantizedLayer
 
-from kv_compression.layer import PrunedLayer
+from kv_compression.layer import NOTHING_SPECIAL, PrunedLayer
 from kv_compression.measure import Stopwatch
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning, check_skip_layers
-from kv_compression.selection import leading
+from kv_compression.selection import padding_or_none
 from kv_compression.storage import KeyValue
 
 
@@ -25,6 +26,7 @@ class PrunedCache(DynamicCache):
     """A cache of `num_layers` PrunedLayers, to be used with `attention_hook.use_attention`.
 
     newest: the layer that was written to last, or None.
+    incoming: what the next forwards bring (see `expect`).
     prompt_lengths: for each row the tokens of its whole prompt, or None where that is not known.
     answer_tokens: how many came after it in each row; counted for rotations that depend on the
         length (see `rope_length`).
@@ -39,7 +41,7 @@ class PrunedCache(DynamicCache):
         self,
         num_layers: int,
         pruning: Pruning | None = None,
-        starts: tuple[int, ...] | None = None,
+        left_padding: tuple[int, ...] | None = None,
         reserve_tokens: int = 0,
         stopwatch: Stopwatch | None = None,
         kv_bits: int | None = None,
@@ -51,7 +53,7 @@ class PrunedCache(DynamicCache):
         layers = [
             PrunedLayer(
                 None if pruning is None or layer_idx in pruning.skip_layers else pruning,
-                starts,
+                left_padding,
                 reserve_tokens,
                 stopwatch,
                 layer_idx,
@@ -61,6 +63,7 @@ class PrunedCache(DynamicCache):
         ]
         Cache.__init__(self, layers=layers)  # type: ignore[arg-type]
         self.newest: PrunedLayer | None = None
+        self.incoming = NOTHING_SPECIAL
         self.prompt_lengths = prompt_lengths
         self.answer_tokens = 0
 
@@ -74,26 +77,19 @@ class PrunedCache(DynamicCache):
     ) -> KeyValue:
         """Append tokens to a layer; returns what it now stores (see `PrunedLayer.update`)."""
         self.newest = self.layers[layer_idx]
-        return self.newest.update(key_states, value_states)
+        return self.newest.update(key_states, value_states, self.incoming)
 
     def hide(self, rows: Sequence[int]) -> None:
         """Let the tokens to come see nothing of what these rows of the batch store."""
         for layer in self.layers:
-            starts = list(layer.starts or (0,) * layer.keys.shape[0])
+            left_padding = list(layer.left_padding or (0,) * layer.keys.shape[0])
             for row in rows:
-                starts[row] = layer.stored_tokens
-            layer.starts = leading(starts)
+                left_padding[row] = layer.stored_tokens
+            layer.left_padding = padding_or_none(left_padding)
 
-    def expect(self, padding: Sequence[int]) -> None:
-        """Say how many padding tokens stand before each row's tokens in the next forward."""
-        for layer in self.layers:
-            if layer.is_initialized:
-                layer.chunk_padding = leading(padding)
-
-    def expect_chunks(self, tokens: int) -> None:
-        """Say that a prompt of `tokens`, padding included, comes in chunks, layer after layer."""
-        for layer in self.layers:
-            layer.prompt_tokens = tokens
+    def expect(self, **changes: Any) -> None:
+        """Say what of the next forwards is no longer as before: fields of `Incoming`."""
+        self.incoming = replace(self.incoming, **changes)
 
     def stored_bytes(self) -> int:
         """Bytes of the keys and values that are stored; room reserved for later is not counted."""
@@ -137,9 +133,9 @@ def l2_compress(
     skip_layers: layers that are left whole.
     keep: "low", or "high" as a control.
 
-    A returned Cache remembers the tokens seen: `get_seq_length()` is still S. Pass `position_ids`
-    that go on from there when you decode with it, and note that in a model's own masks layers of
-    different length work for one new token at a time only; `generation.generate` has no such limit.
+    A returned Cache remembers the tokens seen: `get_seq_length()` is still S, so `model.generate`
+    goes on from there when it gets those S tokens and the new ones. Where layers differ in length
+    it takes one new token at a time; `kv_compression.generate` has no such limit.
 
     Raises ValueError for arguments out of range and for a cache with sliding-window or other
     layers that do not hold every token as it was.
@@ -152,12 +148,15 @@ def l2_compress(
     check_skip_layers(pruning.skip_layers, len(stored))
 
     layers = []
-    for layer_idx, (key, value, starts, seen_tokens) in enumerate(stored):
-        layer = PrunedLayer(None if layer_idx in pruning.skip_layers else pruning, starts)
+    for layer_idx, (key, value, left_padding, seen_tokens) in enumerate(stored):
+        layer = PrunedLayer(None if layer_idx in pruning.skip_layers else pruning, left_padding)
         layer.update(key, value)
-        layer.settle()
+        layer.prune_if_due()
         layer.seen_tokens = seen_tokens
         layers.append(layer)
+    same_length = len({layer.stored_tokens for layer in layers}) == 1
+    for layer in layers:
+        layer.same_length = same_length
     if isinstance(past_key_values, Cache):
         compressed = copy.copy(past_key_values)
         compressed.layers = [*layers]
@@ -167,7 +166,7 @@ def l2_compress(
 
 
 def _stored(layer: object) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...] | None, int]:
-    """Keys, values, starts and tokens seen. Raises ValueError for a layer that lacks tokens."""
+    """Keys, values, padding and tokens seen. Raises ValueError for a layer that lacks tokens."""
     is_whole = isinstance(layer, DynamicLayer) and not layer.is_sliding
     if not is_whole or isinstance(layer, QuantizedLayer) or getattr(layer, "kv_bits", None):
         kind = "quantized layer" if is_whole else type(layer).__name__
@@ -175,4 +174,4 @@ def _stored(layer: object) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...] 
     assert isinstance(layer, DynamicLayer)
     assert layer.keys is not None
     assert layer.values is not None
-    return layer.keys, layer.values, getattr(layer, "starts", None), layer.get_seq_length()
+    return layer.keys, layer.values, getattr(layer, "left_padding", None), layer.get_seq_length()

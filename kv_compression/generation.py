@@ -7,17 +7,18 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kv_compression import decode_graph, layered, rope_length
+from kv_compression import decode_graph, rope_length
 from kv_compression.attention import Backend
 from kv_compression.attention_hook import refuse_window, use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.decode_graph import DecodeGraphs
-from kv_compression.last_layer import last_token_alone
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
-from kv_compression.mlp import ROWS, mlp_in_row_chunks
-from kv_compression.prompt_chunks import prompt_chunks, prompt_lengths
+from kv_compression.prefill import layered
+from kv_compression.prefill.last_layer import last_token_alone
+from kv_compression.prefill.mlp import ROWS, mlp_in_row_chunks
+from kv_compression.prefill.prompt_chunks import prompt_chunks, prompt_lengths
 from kv_compression.pruning import Pruning
-from kv_compression.selection import leading
+from kv_compression.selection import padding_or_none
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
 
 def _check_prefill(model: PreTrainedModel, prefill_chunk: int | None) -> None:
     """Raises ValueError for a prefill one layer at a time that `model` cannot have."""
-    if prefill_chunk is not None and (obstacle := layered.obstacle(model)):
+    if prefill_chunk is not None and (obstacle := layered.reason_unsupported(model)):
         raise ValueError(f"no prefill one layer at a time: {obstacle}")
 
 
@@ -105,7 +106,7 @@ def _check_request(
         raise ValueError(f"max_new_tokens must be 1 or more, not {max_new_tokens}")
     if graphs is None:
         return
-    problem = decode_graph.obstacle(
+    problem = decode_graph.reason_unsupported(
         graphs.model, batch=shape[0], backend=backend, pruning=pruning, kv_bits=kv_bits
     )
     if problem:
@@ -116,7 +117,7 @@ def _check_request(
 def _eager_steps(
     step: Callable[[torch.Tensor], torch.Tensor], next_token: torch.Tensor
 ) -> Iterator[list[list[int]]]:
-    """For each step and row its token and whether its logits are NaN; `step` as in `generate`."""
+    """For each step and row its token and whether its logits are NaN; `step` is a forward."""
     while True:
         next_token, known = _greedy(step(next_token[:, None]))
         yield known
@@ -127,13 +128,19 @@ def _answers(
     first_tokens: Sequence[int],
     max_new_tokens: int,
     stop_tokens: Collection[int],
+    on_tokens: Callable[[list[int]], None] | None = None,
 ) -> list[list[int]]:
     """Each row's tokens, from its first one to a stop token or the last one allowed."""
     answers = [[token] for token in first_tokens]
+    if on_tokens:
+        on_tokens(list(first_tokens))
     for place in range(2, max_new_tokens + 1):
         if all(answer[-1] in stop_tokens for answer in answers):
             break
-        for answer, token in zip(answers, _checked(next(steps), place), strict=True):
+        tokens = _checked(next(steps), place)
+        if on_tokens:
+            on_tokens(tokens)
+        for answer, token in zip(answers, tokens, strict=True):
             if answer[-1] not in stop_tokens:
                 answer.append(token)
     return answers
@@ -153,6 +160,89 @@ def _log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]
     return logits.float().log_softmax(dim=-1)[:, list(tokens)].tolist()
 
 
+class _Forward:
+    """The model's forward over a cache, with each row's own positions.
+
+    seen_tokens: (B, 1) int64, each row's tokens so far.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, cache: PrunedCache, batch: int, prefill_chunk: int | None
+    ):
+        self.model, self.cache, self.prefill_chunk = model, cache, prefill_chunk
+        self.device = next(model.get_input_embeddings().parameters()).device
+        self.seen_tokens = torch.zeros(batch, 1, dtype=torch.long, device=self.device)
+
+    def __call__(self, tokens: torch.Tensor, padding: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits of what follows, (B, V), after `tokens` (B, Q), of which `padding` come first."""
+        index = torch.arange(tokens.shape[1], device=self.device)[None]
+        if padding is not None:
+            index = index - torch.tensor(padding, device=self.device)[:, None]
+        self.cache.expect(left_padding=None if padding is None else padding_or_none(padding))
+        # A token's position counts its row's tokens before it, whatever the cache still holds.
+        position_ids = (self.seen_tokens + index).clamp(min=0)
+        self.seen_tokens = position_ids[:, -1:] + 1
+        if self.prefill_chunk is not None and not self.cache.layers[0].is_initialized:
+            return layered.prefill(self.model, self.cache, tokens, position_ids, self.prefill_chunk)
+        logits: torch.Tensor = self.model(
+            input_ids=tokens,
+            position_ids=position_ids,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1]
+
+
+@dataclass(frozen=True)
+class _Prefilled:
+    """The prompt's last logits, (B, V), the first new token of each row, and what they took."""
+
+    logits: torch.Tensor
+    next_token: torch.Tensor
+    first_tokens: list[int]
+    ttft_ms: float
+    document_ms: float
+
+
+def _prefill(forward: _Forward, chunks: Sequence[tuple[torch.Tensor, list[int]]]) -> _Prefilled:
+    """Read the prompt, chunk after chunk, until the first new token is known on the host."""
+    document = Stopwatch()
+    mlp_rows = ROWS if forward.prefill_chunk is None else layered.MLP_ROWS
+    with mlp_in_row_chunks(forward.model, mlp_rows), last_token_alone(forward.model, forward.cache):
+        began = time.perf_counter()
+        # Logits are back on the input's device, so its events enclose all others' work.
+        with document.running(forward.device):
+            logits = forward(*chunks[0])
+        for tokens, padding in chunks[1:]:
+            logits = forward(tokens, padding)
+        next_token, known = _greedy(logits)
+        first_tokens = _checked(known, place=1)
+        ttft_ms = (time.perf_counter() - began) * 1e3
+    return _Prefilled(logits, next_token, first_tokens, ttft_ms, document.total_ms())
+
+
+def _decode(
+    forward: _Forward,
+    first: _Prefilled,
+    max_new_tokens: int,
+    stop_tokens: Collection[int],
+    graphs: DecodeGraphs | None,
+    on_tokens: Callable[[list[int]], None] | None,
+) -> tuple[list[list[int]], float]:
+    """Each row's tokens, and the milliseconds from the first one to the last."""
+    began = time.perf_counter()
+    if graphs is None:
+        step = rope_length.lengthening(forward.model, forward.cache, forward)
+        steps = _eager_steps(step, first.next_token)
+    else:
+        layers = forward.cache.layers
+        steps = graphs.steps(layers, first.next_token, forward.seen_tokens, max_new_tokens - 1)
+    answers = _answers(steps, first.first_tokens, max_new_tokens, stop_tokens, on_tokens)
+    ended = time.perf_counter()
+    return answers, (ended - began) * 1e3 if max(map(len, answers)) > 1 else 0.0
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -168,6 +258,7 @@ def generate(
     choice_tokens: Sequence[int] = (),
     graphs: DecodeGraphs | None = None,
     prefill_chunk: int | None = None,
+    on_tokens: Callable[[list[int]], None] | None = None,
 ) -> Generation:
     """Greedy tokens after a batch of prompts; each layer's cache is pruned when it is prefilled.
 
@@ -183,96 +274,56 @@ def generate(
         the model's own dtype.
     choice_tokens: tokens whose log-probabilities as the first new token are wanted, of a softmax
         over the whole vocabulary in float32.
-    graphs: decodes by a captured step, where `decode_graph.obstacle` has nothing against it; None
-        by calling the model for each token.
+    graphs: decodes by a captured step, where `decode_graph.reason_unsupported` has nothing
+        against it; None by calling the model for each token.
     prefill_chunk: prefill one layer at a time over chunks of this many rows (see `layered`); None
         all layers of the prompt at once. A question is read at once either way.
+    on_tokens: called with each row's newest token, as soon as it is known; its time counts.
 
     Raises ValueError for prompts that are empty or padded on the right, and for settings that the
     model or the backend cannot meet; FloatingPointError for logits that are NaN.
     """
     _check_request(graphs, input_ids.shape, max_new_tokens, backend, pruning, kv_bits)
     _check_prefill(model, prefill_chunk)
-    device = next(model.get_input_embeddings().parameters()).device
     devices = {parameter.device for parameter in model.parameters()}
+    device = next(model.get_input_embeddings().parameters()).device
     chunks = prompt_chunks(input_ids.to(device), attention_mask, question_tokens)
-    stopwatch, document, memory = Stopwatch(), Stopwatch(), PeakMemory(devices)
+    stopwatch, memory = Stopwatch(), PeakMemory(devices)
     cache = PrunedCache(
         model.config.get_text_config().num_hidden_layers,
         pruning,
-        leading(chunks[0][1]),
+        padding_or_none(chunks[0][1]),
         reserve_tokens=sum(tokens.shape[1] for tokens, _ in chunks[1:]) + max_new_tokens - 1,
         stopwatch=stopwatch,
         kv_bits=kv_bits,
         prompt_lengths=prompt_lengths(chunks),
     )
-    seen_tokens = torch.zeros(len(input_ids), 1, dtype=torch.long, device=device)
-
-    def step(tokens: torch.Tensor, padding: Sequence[int] | None = None) -> torch.Tensor:
-        """Logits of what follows, (B, V), after `tokens` (B, Q), of which `padding` come first."""
-        nonlocal seen_tokens
-        index = torch.arange(tokens.shape[1], device=device)[None]
-        if padding is not None:
-            cache.expect(padding)
-            index = index - torch.tensor(padding, device=device)[:, None]
-        # A token's position counts its row's tokens before it, whatever the cache still holds.
-        position_ids = (seen_tokens + index).clamp(min=0)
-        seen_tokens = position_ids[:, -1:] + 1
-        if prefill_chunk is not None and not cache.layers[0].is_initialized:
-            return layered.prefill(model, cache, tokens, position_ids, prefill_chunk)
-        logits = model(
-            input_ids=tokens,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        return logits[:, -1]
+    forward = _Forward(model, cache, len(input_ids), prefill_chunk)
 
     with use_attention(model, backend, cache) as kernels:
         memory.restart()
         synchronize(devices)
-        with (
-            mlp_in_row_chunks(model, ROWS if prefill_chunk is None else layered.MLP_ROWS),
-            last_token_alone(model, cache),
-        ):
-            began = time.perf_counter()
-            # Logits are back on the input's device, so its events enclose all others' work.
-            with document.running(device):
-                first_logits = step(*chunks[0])
-            for tokens, padding in chunks[1:]:
-                first_logits = step(tokens, padding)
-            next_token, known = _greedy(first_logits)
-            first_tokens = _checked(known, place=1)
-            first_known = time.perf_counter()
+        first = _prefill(forward, chunks)
         synchronize(devices)
         peak_prefill, kv_bytes = memory.allocated(), cache.stored_bytes()
         stored_tokens = [layer.stored_tokens for layer in cache.layers]
         capture_ms = 0.0
         if graphs is not None and max_new_tokens > 1:
-            capture_ms = graphs.capture(cache.layers, next_token, seen_tokens)
+            capture_ms = graphs.capture(cache.layers, first.next_token, forward.seen_tokens)
             kernels["decode"] |= graphs.kernels
         memory.restart()
-
-        decode_began = time.perf_counter()
-        steps = _eager_steps(rope_length.lengthening(model, cache, step), next_token)
-        if graphs is not None:
-            steps = graphs.steps(cache.layers, next_token, seen_tokens, max_new_tokens - 1)
-        answers = _answers(steps, first_tokens, max_new_tokens, stop_tokens)
-        ended = time.perf_counter()
+        answers, decode_ms = _decode(forward, first, max_new_tokens, stop_tokens, graphs, on_tokens)
         synchronize(devices)
 
-    ttft_ms = (first_known - began) * 1e3
     compress_ms = stopwatch.total_ms()
-    decode_ms = (ended - decode_began) * 1e3 if max(map(len, answers)) > 1 else 0.0
     return Generation(
         new_tokens=answers,
-        ttft_ms=ttft_ms,
-        document_ms=None if question_tokens is None else document.total_ms(),
-        prefill_ms=ttft_ms - compress_ms,
+        ttft_ms=first.ttft_ms,
+        document_ms=None if question_tokens is None else first.document_ms,
+        prefill_ms=first.ttft_ms - compress_ms,
         compress_ms=compress_ms,
         decode_ms=decode_ms,
-        latency_ms=ttft_ms + decode_ms,
+        latency_ms=first.ttft_ms + decode_ms,
         kv_bytes=kv_bytes,
         stored_tokens=stored_tokens,
         peak_prefill_bytes=peak_prefill,
@@ -282,5 +333,5 @@ def generate(
         decode_mode="" if max_new_tokens == 1 else "eager" if graphs is None else "graph",
         capture_ms=capture_ms,
         prefill_mode="whole" if prefill_chunk is None else "layered",
-        choice_log_probs=_log_probs(first_logits, choice_tokens),
+        choice_log_probs=_log_probs(first.logits, choice_tokens),
     )

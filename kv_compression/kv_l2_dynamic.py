@@ -1,12 +1,12 @@
 """Generation with an L2-pruned cache in one call."""
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kv_compression.attention import backend_of
-from kv_compression.generation import generate, stop_token_ids
+from kv_compression.api import Inputs, run
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
 
@@ -14,7 +14,7 @@ from kv_compression.pruning import Pruning
 def generate_with_l2_compress(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    inputs: Mapping[str, torch.Tensor] | torch.Tensor,
+    inputs: Inputs,
     max_new_tokens: int = 20,
     keep_ratio: float = 0.9,
     prune_after: int = 2048,
@@ -36,40 +36,26 @@ def generate_with_l2_compress(
 
     Returns (output_ids, ttft_ms): prompt and new tokens, (B, S + new), rows that ended earlier
     filled up with the padding token, as `model.generate` returns them; and the milliseconds until
-    the first new token was known. Uses the backend that the model was loaded with.
+    the first new token was known. Warns where nothing is pruned since all prompts are shorter than
+    `prune_after`. Uses the backend that the model was loaded with.
 
     Raises ValueError for arguments out of range, right padding, layers that do not exist and a
     prompt that is all question.
     """
-    if isinstance(inputs, torch.Tensor):
-        inputs = {"input_ids": inputs}
-    input_ids = inputs["input_ids"]
-    if isinstance(question_tokens, int):
-        question_tokens = [question_tokens] * input_ids.shape[0]
-    stop_tokens = stop_token_ids(model, tokenizer)
-    result = generate(
+    pruning = Pruning(L2(), keep_ratio, prune_after, tuple(skip_layers or ()))
+    longest = inputs if isinstance(inputs, torch.Tensor) else inputs["input_ids"]
+    if keep_ratio < 1 and longest.shape[1] < prune_after:
+        warnings.warn(
+            f"nothing is pruned: the prompt's {longest.shape[1]} tokens are fewer than "
+            f"prune_after={prune_after}",
+            stacklevel=2,
+        )
+    output_ids, result = run(
         model,
-        input_ids,
-        inputs.get("attention_mask"),
-        backend=backend_of(model),
+        inputs,
+        pruning,
         max_new_tokens=max_new_tokens,
-        pruning=Pruning(L2(), keep_ratio, prune_after, tuple(skip_layers or ())),
-        stop_tokens=stop_tokens,
         question_tokens=question_tokens,
+        tokenizer=tokenizer,
     )
-    padding = _padding_token(model, tokenizer, stop_tokens)
-    longest = max(map(len, result.new_tokens))
-    rows = [tokens + [padding] * (longest - len(tokens)) for tokens in result.new_tokens]
-    new_ids = torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
-    return torch.cat([input_ids, new_ids], dim=1), result.ttft_ms
-
-
-def _padding_token(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, stop_tokens: frozenset[int]
-) -> int:
-    """The token that `model.generate` fills rows up with."""
-    for source in (model.generation_config, tokenizer):
-        candidate = getattr(source, "pad_token_id", None)
-        if isinstance(candidate, int):
-            return candidate
-    return min(stop_tokens, default=0)
+    return output_ids, result.ttft_ms

@@ -1,42 +1,62 @@
 """One cache layer that prunes itself: in the prefill, and while it decodes if asked to."""
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
 from kv_compression.measure import Stopwatch
 from kv_compression.methods import StoredLayer, prompt_queries
+from kv_compression.prune_again import PruneAgain
 from kv_compression.pruning import Pruning
 from kv_compression.queries import LastQueries
 from kv_compression.rotary import Rotary
-from kv_compression.selection import leading, select, to_device
+from kv_compression.selection import padding_or_none, select, to_device
 from kv_compression.storage import KeyValue, QuantizedStorage, Storage
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """What the next forwards bring: `PrunedCache.expect` says it before them.
+
+    left_padding: for each row the padding tokens before its new tokens, in a batch that follows the
+        prompt; None for none. (The prompt's own padding is the layer's from the start.)
+    prompt_tokens: length of a padded prompt that is written in several chunks; None: in one.
+    last_query_only: of the last layer's attention only the last query's output is read.
+    """
+
+    left_padding: tuple[int, ...] | None = None
+    prompt_tokens: int | None = None
+    last_query_only: bool = False
+
+
+NOTHING_SPECIAL = Incoming()
 
 
 class PrunedLayer(DynamicLayer):
     """One layer's keys and values, (B, H, S, D) each, pruned once the prompt is written.
 
-    The first `update` is the whole prompt, unless `prompt_tokens` is set before it, the length of a
-    padded prompt that comes in several.
+    The first `update` is the whole prompt, unless `Incoming.prompt_tokens` says that it comes in
+    several.
 
     pruning: None stores everything.
-    starts: for each row of the batch the number of padding tokens before its first token, or None.
+    left_padding: for each row the number of stored padding tokens, which stand before its first
+        token, or None where no row has any.
     reserve_tokens: tokens that will be appended later; room for them is allocated once, so that no
         step copies the cache.
-    chunk_padding: set it before an `update` whose tokens are padded on the left: for each row the
-        number of padding tokens before its new tokens.
-    last_query_alone: only the last query's output of attention is read.
-    read_starts, reader: the `starts` of what the last `update` returned, and the `id` of the module
-        that has attended to it, or None.
     stopwatch: where the time spent on pruning and quantizing is added up.
     kv_bits: 8 or 4 quantizes what is left of the prompt; None for floats.
+
+    After an `update`, read_left_padding is the `left_padding` of what it returned, and reader the
+    `id` of the attention module that has read that, or None. With same_length=False other layers
+    of the cache store another number of tokens.
     """
 
     def __init__(
         self,
         pruning: Pruning | None = None,
-        starts: tuple[int, ...] | None = None,
+        left_padding: tuple[int, ...] | None = None,
         reserve_tokens: int = 0,
         stopwatch: Stopwatch | None = None,
         layer_idx: int = 0,
@@ -47,73 +67,89 @@ class PrunedLayer(DynamicLayer):
         self.keys: torch.Tensor
         self.values: torch.Tensor
         self.pruning = pruning
-        self.starts = starts
+        self.left_padding = left_padding
         self.reserve_tokens = reserve_tokens
         self.stopwatch = stopwatch
         self.kv_bits = kv_bits
         self.seen_tokens = 0
-        self.chunk_padding: tuple[int, ...] | None = None
-        self.last_query_alone = False
-        self.read_starts = starts
+        self.same_length = True
+        self.read_left_padding = left_padding
         self.reader: int | None = None
-        self.prompt_tokens: int | None = None
         self.storage: Storage | None = None
         self._prompt: Storage | None = None  # where a prompt in chunks is being written
-        self._coming = 0  # tokens of the prompt that are not written yet
-        self._settled = False  # since the last update
+        self._prompt_lengths: list[int] = []  # of each row
+        self._prompt_tokens_left = 0  # not written yet
         self._lengths: list[int] = []  # of each row, in tokens seen
-        self._prompt_lengths: list[int] = []
-        self._pruned_at: list[int] = []  # each row's tokens seen when it was last pruned
-        self._new_padding: tuple[int, ...] = ()  # before the tokens of the last later update
-        self._kept: tuple[torch.Tensor, list[int]] | None = None
+        self._new_padding: tuple[int, ...] = ()  # before the tokens of the last update after it
+        self._is_checked = False  # whether pruning was due, since the last update
         self._queries = LastQueries()
+        self._again: PruneAgain | None = None
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        incoming: Incoming = NOTHING_SPECIAL,
+        *args: object,
+        **kwargs: object,
     ) -> KeyValue:
         """Append tokens, (B, H, Q, D) each; returns all keys and values that are now stored."""
-        batch, _, new_tokens, _ = key_states.shape
+        new_tokens = key_states.shape[2]
         if not self.is_initialized:
-            self._begin(key_states, value_states)
-        if self._coming:
-            before = self.seen_tokens
-            padding = tuple(min(max(start - before, 0), new_tokens) for start in self._starts())
-            if self._prompt is None:
-                # Not copied yet: `settle` stores what stays, once attention has seen everything.
-                self.keys, self.values = key_states, value_states
-            else:
-                self._prompt.append(key_states, value_states, padding=None)
-                self.keys, self.values = self._prompt.read()
-            self._coming -= new_tokens
+            self._begin(key_states, value_states, incoming.prompt_tokens)
+        if self._prompt_tokens_left:
+            padding = self._write_prompt(key_states, value_states)
         else:
-            if self.storage is None:
-                self.settle()
-            assert self.storage is not None
-            self.storage.append(key_states, value_states, self.chunk_padding)
-            self.keys, self.values = self.storage.read()
-            padding = self._new_padding = self.chunk_padding or (0,) * batch
-            self.starts = leading([a + b for a, b in zip(self._starts(), padding, strict=True)])
-            self.chunk_padding = None
-        lengths = zip(self._lengths, padding, strict=True)
-        self._lengths = [length + new_tokens - before_it for length, before_it in lengths]
+            padding = self._append(key_states, value_states, incoming.left_padding)
+        self._lengths = [
+            length + new_tokens - none_of_it
+            for length, none_of_it in zip(self._lengths, padding, strict=True)
+        ]
         self.seen_tokens += new_tokens
-        self.read_starts, self.reader, self._settled = self.starts, None, False
+        self.read_left_padding, self.reader, self._is_checked = self.left_padding, None, False
         return self.keys, self.values
 
-    def _begin(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _begin(self, keys: torch.Tensor, values: torch.Tensor, prompt_tokens: int | None) -> None:
         """Make ready for a prompt whose first tokens these are."""
         batch, _, new_tokens, _ = keys.shape
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
         self._lengths = [0] * batch
-        self._new_padding = (0,) * batch  # a prompt's padding has negative positions
-        self._coming = new_tokens if self.prompt_tokens is None else self.prompt_tokens
-        self._prompt_lengths = [self._coming - start for start in self._starts()]
-        self._pruned_at = list(self._prompt_lengths)
-        if self.prompt_tokens is not None:
-            # Where nothing will go, it is written where it stays.
+        self._new_padding = (0,) * batch
+        self._prompt_tokens_left = new_tokens if prompt_tokens is None else prompt_tokens
+        self._prompt_lengths = [self._prompt_tokens_left - padding for padding in self._padding()]
+        if self.pruning is not None and self.pruning.prune_every is not None:
+            self._again = PruneAgain(self.pruning, self._prompt_lengths)
+        if prompt_tokens is not None:
+            # A prompt that nothing will be removed from is written where it stays.
             stays = self.kv_bits is None and self._prompt_counts() == self._prompt_lengths
-            self._prompt = Storage(keys, values, self._coming + self._room * stays)
+            self._prompt = Storage(keys, values, prompt_tokens + self._room * stays)
+
+    def _write_prompt(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[int, ...]:
+        """Take tokens of the prompt; returns how many of them are padding in each row."""
+        before, new_tokens = self.seen_tokens, keys.shape[2]
+        if self._prompt is None:
+            # Not copied: `prune_if_due` stores what stays, once attention has read everything.
+            self.keys, self.values = keys, values
+        else:
+            self._prompt.append(keys, values, padding=None)
+            self.keys, self.values = self._prompt.read()
+        self._prompt_tokens_left -= new_tokens
+        return tuple(min(max(padding - before, 0), new_tokens) for padding in self._padding())
+
+    def _append(
+        self, keys: torch.Tensor, values: torch.Tensor, left_padding: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
+        """Take tokens that follow the prompt; returns how many of them are padding in each row."""
+        if self.storage is None:
+            self.prune_if_due()
+        assert self.storage is not None
+        self.storage.append(keys, values, left_padding)
+        self.keys, self.values = self.storage.read()
+        self._new_padding = left_padding or (0,) * len(self._lengths)
+        both = zip(self._padding(), self._new_padding, strict=True)
+        self.left_padding = padding_or_none([stored + new for stored, new in both])
+        return self._new_padding
 
     @property
     def stored_tokens(self) -> int:
@@ -122,10 +158,10 @@ class PrunedLayer(DynamicLayer):
 
     @property
     def needs_rotation(self) -> bool:
-        """Whether `settle` must be told the rotation of the model's layer."""
+        """Whether `prune_if_due` must be told the rotation of the model's layer."""
         return self.pruning is not None and getattr(self.pruning.method, "needs_rotation", False)
 
-    def settle(
+    def prune_if_due(
         self,
         queries: torch.Tensor | None = None,
         scaling: float = 1.0,
@@ -133,22 +169,24 @@ class PrunedLayer(DynamicLayer):
     ) -> None:
         """Prune what is due; call it when attention has read what the last `update` returned.
 
-        A layer that attends to it again may do so: it is not changed, and nothing is due then.
+        A second call before the next `update` does nothing: a module may attend twice.
 
         queries (B, Hq, Q, D) of the last update's tokens, scaling and rotary are attention's own,
         for methods that score by them.
         """
-        if self._settled:
+        if self._is_checked:
             return
-        self._settled = True
+        self._is_checked = True
         is_prefill = self.storage is None
         if queries is not None and self.pruning is not None:
             self._note(queries, self.pruning, is_prefill)
-        if self._coming:
+        if self._prompt_tokens_left:
             return
-        lengths = [self.stored_tokens - start for start in self._starts()]
-        counts = self._prompt_counts() if is_prefill else self._counts(lengths)
-        due = counts != lengths
+        stored = [self.stored_tokens - padding for padding in self._padding()]
+        counts = self._prompt_counts() if is_prefill else stored
+        if self._again and not is_prefill:
+            counts = self._again.counts(stored, self._lengths)
+        due = counts != stored
         if due or (is_prefill and self.kv_bits):
             timing = self.stopwatch.running(self.keys.device) if self.stopwatch else nullcontext()
             with timing:
@@ -156,14 +194,13 @@ class PrunedLayer(DynamicLayer):
         elif is_prefill:
             self._store(None)
         if is_prefill:
-            again = self.pruning if self.pruning and self.pruning.prune_every else None
+            again = self.pruning if self._again else None
             self._queries.keep(again.method.query_window if again else 0)
         elif self.kv_bits:
-            # The floats were made for this step's attention.
-            self.keys, self.values = self.keys[:, :, :0].clone(), self.values[:, :, :0].clone()
+            self._drop_floats()
 
-    def _starts(self) -> tuple[int, ...]:
-        return self.starts or (0,) * len(self._lengths)
+    def _padding(self) -> tuple[int, ...]:
+        return self.left_padding or (0,) * len(self._lengths)
 
     def _prompt_counts(self) -> list[int]:
         """How many of each row's tokens stay of the prompt."""
@@ -172,30 +209,18 @@ class PrunedLayer(DynamicLayer):
         budget = self.pruning.budget
         return [min(length, budget(length, length)) for length in self._prompt_lengths]
 
-    def _counts(self, lengths: list[int]) -> list[int]:
-        """How many of each row's `lengths` stored tokens stay after a later update."""
-        if self.pruning is None or self.pruning.prune_every is None:
-            return lengths
-        counts = []
-        for row, stored in enumerate(lengths):
-            seen, prompt = self._lengths[row], self._prompt_lengths[row]
-            due = seen - self._pruned_at[row] >= self.pruning.prune_every
-            counts.append(min(stored, self.pruning.budget(prompt, seen)) if due else stored)
-            if counts[row] < stored:
-                self._pruned_at[row] = seen
-        return counts
-
     def _note(self, queries: torch.Tensor, pruning: Pruning, is_prefill: bool) -> None:
         """Keep the queries that the method will score by."""
         if is_prefill:
-            window = prompt_queries(pruning.method, self.seen_tokens + self._coming)
+            left = self._prompt_tokens_left
+            window = prompt_queries(pruning.method, self.seen_tokens + left)
             if window:
-                self._queries.note_prompt(queries, window, self._coming, self._lengths)
-        elif pruning.prune_every is not None and (window := pruning.method.query_window):
+                self._queries.note_prompt(queries, window, left, self._lengths)
+        elif self._again and (window := pruning.method.query_window):
             self._queries.add(queries, window, self._new_padding, self._lengths)
 
     def _chosen(self, counts: list[int], scaling: float, rotary: Rotary | None) -> torch.Tensor:
-        """Which counts[b] tokens of each row stay, int64 (B, H, S_kept); `starts` is theirs."""
+        """Which counts[b] tokens of each row stay, int64 (B, H, S_kept); sets `left_padding`."""
         assert self.pruning is not None
         positions = self._positions()
         stored = StoredLayer(
@@ -208,11 +233,10 @@ class PrunedLayer(DynamicLayer):
             self.layer_idx,
             rotary,
         )
-        kept = select(self.pruning.method.score(stored), self.starts, counts)
-        self.starts = kept.starts
-        if self.pruning.prune_every is not None:
-            heads = kept.index.shape[1]
-            self._kept = positions.expand(-1, heads, -1).gather(2, kept.index), self._lengths
+        kept = select(self.pruning.method.score(stored), self.left_padding, counts)
+        self.left_padding = kept.left_padding
+        if self._again:
+            self._again.note(positions, kept.index, self._lengths)
         return kept.index
 
     @property
@@ -227,9 +251,9 @@ class PrunedLayer(DynamicLayer):
         keys, values = self.keys, self.values
         if self.kv_bits is not None:
             self.storage = QuantizedStorage(
-                keys, values, index, self._room, self.starts, self.kv_bits
+                keys, values, index, self._room, self.left_padding, self.kv_bits
             )
-            self.keys, self.values = keys[:, :, :0].clone(), values[:, :, :0].clone()
+            self._drop_floats()
         else:
             if self._prompt is None or index is not None:
                 self.storage = Storage.of(keys, values, index, self._room)
@@ -238,25 +262,43 @@ class PrunedLayer(DynamicLayer):
             self.keys, self.values = self.storage.read()
         self._prompt = None
 
+    def _drop_floats(self) -> None:
+        """Free the floats of a quantized cache, which were made for one step's attention."""
+        self.keys, self.values = self.keys[:, :, :0].clone(), self.values[:, :, :0].clone()
+
     def _positions(self) -> torch.Tensor:
-        """(B, H or 1, S) int64: the place in its row of each stored token, negative for padding."""
+        """(B, H or 1, S) int64: each stored token's place in its row, negative for padding."""
         stored = self.keys.shape[2]
         index = torch.arange(stored, device=self.keys.device)
         lengths = to_device(self._lengths, self.keys.device)
         # Counted from the end, where the row's newest token stands.
         positions = (lengths[:, None] - stored + index)[:, None]
-        if self._kept is not None:
-            kept, kept_lengths = self._kept
-            positions = positions.repeat(1, kept.shape[1], 1)
-            for row, start in enumerate(self._starts()):
-                end = stored - (self._lengths[row] - kept_lengths[row])
-                positions[row, :, start:end] = kept[row, :, kept.shape[2] - (end - start) :]
-        first = to_device(self._starts(), self.keys.device)
+        if self._again:
+            positions = self._again.corrected(positions, self._padding(), self._lengths)
+        first = to_device(self._padding(), self.keys.device)
         return positions.masked_fill((index < first[:, None])[:, None], -1)
 
     def get_seq_length(self) -> int:
         """Tokens seen, padding included: the length that positions and masks count."""
         return self.seen_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys of transformers' own mask, and the position of the first one.
+
+        Raises NotImplementedError for several new tokens where layers differ in what they store:
+        transformers makes one mask for all.
+        """
+        if not self.is_initialized:
+            return query_length, 0
+        if query_length == 1:
+            # It sees every key, so one column does for layers of any length.
+            return 1, self.seen_tokens
+        if not self.same_length:
+            raise NotImplementedError(
+                "the cache's layers store different numbers of tokens, so model.generate can go on "
+                "by one new token at a time only; skip no layer, or use kv_compression.generate"
+            )
+        return self.stored_tokens + query_length, self.seen_tokens - self.stored_tokens
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: which of a pruned layer's tokens are the last ones seen is no longer known."""
@@ -278,14 +320,12 @@ class PrunedLayer(DynamicLayer):
         rows = indices.tolist()
         self.storage.select_rows(indices)
         self.keys, self.values = self.storage.read()
-        if self.starts is not None:
-            self.starts = leading([self.starts[row] for row in rows])
+        if self.left_padding is not None:
+            self.left_padding = padding_or_none([self.left_padding[row] for row in rows])
         self._lengths = [self._lengths[row] for row in rows]
         self._prompt_lengths = [self._prompt_lengths[row] for row in rows]
-        self._pruned_at = [self._pruned_at[row] for row in rows]
-        if self._kept is not None:
-            kept, kept_lengths = self._kept
-            self._kept = kept[indices], [kept_lengths[row] for row in rows]
+        if self._again is not None:
+            self._again.select_rows(indices)
         self._queries.select_rows(indices)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:

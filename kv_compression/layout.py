@@ -1,4 +1,4 @@
-"""Which keys each query sees, from three numbers: starts, query length, stored length."""
+"""Which keys each query sees, from three numbers: left_padding, query length, stored length."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,16 @@ BLOCK = 128  # FlexAttention's block size, in tokens
 
 @dataclass(frozen=True)
 class Layout:
-    """Row b's tokens are the stored ones from starts[b] on, and the last Q of them are the queries.
+    """Where each row's tokens are among the stored ones: from left_padding[b] to the end.
+
+    The last Q of them are the queries.
 
     Query i stands at stored index S - Q + i. It sees the row's tokens up to its own index and never
     the padding before them. A query that is padding itself sees itself alone, so that its (unused)
     output is finite.
     """
 
-    starts: tuple[int, ...] | None
+    left_padding: tuple[int, ...] | None
     query_len: int
     stored_len: int
     device: torch.device
@@ -35,9 +37,9 @@ class Layout:
         stored = torch.arange(self.stored_len, device=self.device)
         own = stored[self.stored_len - self.query_len :, None]
         causal = stored <= own
-        if self.starts is None:
+        if self.left_padding is None:
             return causal[None, None]
-        first = torch.tensor(self.starts, device=self.device)[:, None, None, None]
+        first = torch.tensor(self.left_padding, device=self.device)[:, None, None, None]
         return causal & (stored >= first) | (stored == own)
 
     def drop_mask(self) -> None:
@@ -47,7 +49,7 @@ class Layout:
     @cached_property
     def block_mask(self) -> BlockMask:
         """The same as a FlexAttention block mask, built from block bounds: no Q x S tensor."""
-        starts = torch.tensor(self.starts or (0,), device=self.device)
+        left_padding = torch.tensor(self.left_padding or (0,), device=self.device)
         offset = torch.tensor(self.stored_len - self.query_len, device=self.device)
 
         def causal(
@@ -59,13 +61,13 @@ class Layout:
             batch: torch.Tensor, head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
         ) -> torch.Tensor:
             own = q_idx + offset
-            return (kv_idx <= own) & (kv_idx >= starts[batch]) | (kv_idx == own)
+            return (kv_idx <= own) & (kv_idx >= left_padding[batch]) | (kv_idx == own)
 
         first_query = torch.arange(0, self.query_len, BLOCK, device=self.device)[:, None] + offset
         last_query = (first_query + BLOCK - 1).clamp(max=self.stored_len - 1)
         first_key = torch.arange(0, self.stored_len, BLOCK, device=self.device)
         last_key = first_key + BLOCK - 1
-        begins = starts[:, None, None]
+        begins = left_padding[:, None, None]
         touched = (first_key <= last_query) & (last_key >= begins)
         touched |= (first_key <= last_query) & (last_key >= first_query)
         # A block that reaches beyond the last key, or holds queries beyond the last one, needs the
@@ -75,7 +77,7 @@ class Layout:
         return block_mask(
             touched,
             whole,
-            causal if self.starts is None else causal_from_start,
+            causal if self.left_padding is None else causal_from_start,
             (self.query_len, self.stored_len),
         )
 

@@ -67,13 +67,19 @@ class Quantized:
 
 
 class QuantizedPrefix:
-    """Keys and values of a pruned prompt, (B, H, S, D) each; row b's tokens begin at starts[b].
+    """Keys and values of a pruned prompt, (B, H, S, D) each, padded on the left.
+
+    Row b's tokens begin at left_padding[b].
 
     Raises ValueError for 4 bits and an odd D.
     """
 
     def __init__(
-        self, keys: torch.Tensor, values: torch.Tensor, starts: tuple[int, ...] | None, bits: int
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        left_padding: tuple[int, ...] | None,
+        bits: int,
     ):
         import torch
 
@@ -83,7 +89,7 @@ class QuantizedPrefix:
         # The first group is filled up with the row's first token, which changes no group's range.
         fill = -self.stored_tokens % _GROUP
         index = torch.arange(-fill, self.stored_tokens, device=keys.device)
-        first = torch.tensor(starts or (0,) * batch, device=keys.device)
+        first = torch.tensor(left_padding or (0,) * batch, device=keys.device)
         index = torch.maximum(index, first[:, None])[:, None, :, None]
         keys = keys.gather(2, index.expand(-1, heads, -1, head_dim))
         groups = keys.view(batch, heads, -1, _GROUP, head_dim)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kv_compression.cache import PrunedCache
-from kv_compression.forwards import replaced_forwards
+from kv_compression.replacements import replaced_forwards
 
 if TYPE_CHECKING:
     # Whoever only compares runs need not wait for it.
@@ -38,7 +38,7 @@ def kind(config: PreTrainedConfig) -> str | None:
     return None
 
 
-def obstacle(model: PreTrainedModel) -> str | None:
+def reason_unsupported(model: PreTrainedModel) -> str | None:
     """Why texts of different length cannot be told apart in `model`; None where they can."""
     found = kind(model.config)
     if found is None or _modules(model):
@@ -63,7 +63,9 @@ def forgotten_from(model: PreTrainedModel) -> int | None:
     return None if original is None else original + 1
 
 
-def obstacle_of_lengths(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> str | None:
+def reason_lengths_unsupported(
+    model: PreTrainedModel, prompt_tokens: int, new_tokens: int
+) -> str | None:
     """Why no answer of so many tokens to such a prompt is of use; None where it may be.
 
     `generate` gives the tokens of `model.generate` there, too: see `forgotten_from`.
@@ -100,9 +102,9 @@ def each_row_by_its_length(model: PreTrainedModel, cache: PrunedCache) -> Iterat
     """In the block the rotation of each row goes by its text's length, as `cache` knows it.
 
     Where it does not, by the row's newest position. Does nothing for a model whose rotation
-    does not depend on the length. Raises ValueError where `obstacle` has something against it.
+    does not depend on the length. Raises ValueError where `reason_unsupported` names a reason.
     """
-    if problem := obstacle(model):
+    if problem := reason_unsupported(model):
         raise ValueError(problem)
     modules = _modules(model)
     try:

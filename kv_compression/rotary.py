@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from kv_compression.interface import attention_function
+from kv_compression.replacements import attention_function
 
 if TYPE_CHECKING:
     # Whoever only compares runs need not wait for it.
@@ -87,7 +87,7 @@ def rotations(model: PreTrainedModel) -> dict[int, Rotary | None]:
     return _KNOWN[model]
 
 
-def obstacle(model: PreTrainedModel) -> str | None:
+def reason_unsupported(model: PreTrainedModel) -> str | None:
     """Why methods that undo the rotation cannot have `model`, in a few words; None where they can.
 
     Raises ValueError when the model does not let its attention be chosen.

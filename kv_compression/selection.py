@@ -11,17 +11,17 @@ class Selection:
     """Tokens to keep.
 
     index: (B, H, S_kept) int64, ascending along the last dimension. A row that keeps fewer tokens
-        than the longest row is filled up at its beginning; `starts` says how far.
-    starts: for each row the first index that is a kept token, or None when that is 0 in every row.
+        than the longest row is filled up at its beginning; `left_padding` says how far.
+    left_padding: for each row the index of its first kept token; None when that is 0 in every row.
     """
 
     index: torch.Tensor
-    starts: tuple[int, ...] | None
+    left_padding: tuple[int, ...] | None
 
 
-def leading(starts: Sequence[int]) -> tuple[int, ...] | None:
-    """The same starts as a tuple, or None when no row starts later than 0."""
-    return tuple(starts) if any(starts) else None
+def padding_or_none(left_padding: Sequence[int]) -> tuple[int, ...] | None:
+    """The same left_padding as a tuple, or None when no row left_padding later than 0."""
+    return tuple(left_padding) if any(left_padding) else None
 
 
 def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -30,20 +30,20 @@ def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
 
 
 def select(
-    scores: torch.Tensor, starts: tuple[int, ...] | None, counts: Sequence[int]
+    scores: torch.Tensor, left_padding: tuple[int, ...] | None, counts: Sequence[int]
 ) -> Selection:
     """Keep the `counts[b]` highest-scoring tokens of each head of row b, in their original order.
 
     scores: (B, H, S) float32. Of equal scores the earlier token is kept.
-    starts: for each row the first index that holds a token; what stands before is padding, which
+    left_padding: for each row the index of its first token; what stands before is padding, which
         is never kept. None: no padding.
     """
     stored, most = scores.shape[2], max(counts)
-    if starts is not None:
-        first = to_device(starts, scores.device)
+    if left_padding is not None:
+        first = to_device(left_padding, scores.device)
         padding = torch.arange(stored, device=scores.device) < first[:, None]
         scores = scores.masked_fill(padding[:, None], -torch.inf)
-    return Selection(_best(scores, counts), leading([most - count for count in counts]))
+    return Selection(_best(scores, counts), padding_or_none([most - count for count in counts]))
 
 
 def _best(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

@@ -37,7 +37,7 @@ class Storage:
     def append(
         self, keys: torch.Tensor, values: torch.Tensor, padding: Sequence[int] | None
     ) -> None:
-        """Add tokens, (B, H, Q, D) each, of which the first padding[b] are none in row b.
+        """Add tokens, (B, H, Q, D) each; in row b the first padding[b] of them are padding.
 
         The row's earlier tokens move up to its new ones; what was between goes in front.
         """
@@ -77,7 +77,7 @@ class QuantizedStorage(Storage):
         values: torch.Tensor,
         index: torch.Tensor | None,
         room: int,
-        starts: tuple[int, ...] | None,
+        left_padding: tuple[int, ...] | None,
         bits: int,
     ):
         super().__init__(keys, values, room)
@@ -85,7 +85,7 @@ class QuantizedStorage(Storage):
             keys, values = (
                 tensor.gather(2, _by_channel(index, tensor)) for tensor in (keys, values)
             )
-        self._prefix = QuantizedPrefix(keys, values, starts, bits)
+        self._prefix = QuantizedPrefix(keys, values, left_padding, bits)
         self.stored_tokens = self._prefix.stored_tokens
         self._gaps: tuple[int, Sequence[int]] | None = None
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from kv_compression import decode_graph, layered, quantized, rope_length
+from kv_compression import decode_graph, quantized, rope_length
 from kv_compression.attention import Backend
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.generation import stop_token_ids
+from kv_compression.prefill import layered
 from kv_compression.pruning import Pruning
 from longctx.config import SettingError
 from longctx.console import notice
@@ -58,7 +59,9 @@ class Plan:
         """
         input_ids, attention_mask = left_padded(prompts)
         for length in attention_mask.sum(dim=1).tolist():
-            problem = rope_length.obstacle_of_lengths(self.model, length, self.max_new_tokens)
+            problem = rope_length.reason_lengths_unsupported(
+                self.model, length, self.max_new_tokens
+            )
             if problem:
                 raise ValueError(problem)
         return {
@@ -116,12 +119,12 @@ def make(
 
 
 def _prefill(settings: Settings, model: PreTrainedModel, backend: str | Backend) -> str:
-    obstacle = layered.obstacle(model)
-    if settings.prefill == "layered" and obstacle:
-        raise SettingError("PREFILL", "layered", obstacle)
+    problem = layered.reason_unsupported(model)
+    if settings.prefill == "layered" and problem:
+        raise SettingError("PREFILL", "layered", problem)
     # A mask over positions is made for a whole prefill.
     has_mask = not isinstance(backend, str)
-    is_slower = settings.prefill == "auto" and (model.device.type != "cuda" or bool(obstacle))
+    is_slower = settings.prefill == "auto" and (model.device.type != "cuda" or bool(problem))
     return "whole" if has_mask or is_slower else settings.prefill
 
 
@@ -136,13 +139,13 @@ def _graphs(
     """What DECODE asks for. On a GPU a note says why `auto` is eager; elsewhere nobody asks."""
     if settings.decode == "eager":
         return None
-    obstacle = decode_graph.obstacle(
+    problem = decode_graph.reason_unsupported(
         model, batch=settings.batch_size, backend=backend, pruning=pruning, kv_bits=kv_bits
     )
-    if obstacle is None:
+    if problem is None:
         return DecodeGraphs(model, compiled=settings.compile)
     if settings.decode == "graph":
-        raise SettingError("DECODE", "graph", f"cannot be, since {obstacle}; use DECODE=eager")
+        raise SettingError("DECODE", "graph", f"cannot be, since {problem}; use DECODE=eager")
     if is_first and model.device.type == "cuda":
-        notice(f"DECODE=eager, since {obstacle}")
+        notice(f"DECODE=eager, since {problem}")
     return None

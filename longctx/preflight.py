@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from kv_compression import attention, layered
+from kv_compression import attention
+from kv_compression.prefill import layered
 from kv_compression.pruning import Pruning
 from longctx.config import CannotRunError, Environment, SettingError
 from longctx.console import notice

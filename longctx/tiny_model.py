@@ -164,7 +164,7 @@ def _check_positions(settings: Settings, model: PreTrainedModel, longest: int) -
 def _check_rotation(settings: Settings, model: PreTrainedModel) -> None:
     """Raises SettingError where answers to full prompts would lose their text on the way."""
     for length in settings.contexts:
-        problem = rope_length.obstacle_of_lengths(model, length, settings.max_new_tokens)
+        problem = rope_length.reason_lengths_unsupported(model, length, settings.max_new_tokens)
         if problem:
             raise SettingError(
                 "CONTEXTS",

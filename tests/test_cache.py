@@ -117,10 +117,10 @@ def test_l2_compress_refuses_layers_that_do_not_hold_every_token():
 def test_pruned_layer_keeps_each_rows_share_and_never_padding():
     (key, value), *_ = pairs(layers=1, stored=12, rows=3)
     key[1, :, :5] = 0  # padding of the lowest norm
-    layer = PrunedLayer(Pruning(L2(), 0.5, prune_after=0), starts=(0, 5, 11))
+    layer = PrunedLayer(Pruning(L2(), 0.5, prune_after=0), left_padding=(0, 5, 11))
     layer.update(key, value)
-    layer.settle()
-    assert layer.starts == (0, 2, 5)
+    layer.prune_if_due()
+    assert layer.left_padding == (0, 2, 5)
     assert layer.keys.shape[2] == 6
     for row, (start, count) in enumerate([(0, 6), (5, 4), (11, 1)]):
         expected, _ = lowest_norms(key[row, None, :, start:], value[row, None, :, start:], count)
@@ -131,23 +131,23 @@ def test_pruned_layer_lets_go_of_a_larger_tensor():
     whole = torch.randn(1, 6, 10, 4)
     layer = PrunedLayer()
     layer.update(whole[:, :2], whole[:, 2:4])
-    layer.settle()
+    layer.prune_if_due()
     assert layer.keys.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
 
 
 def test_rows_can_be_selected_and_repeated():
     (key, value), *_ = pairs(layers=1, stored=10, rows=3)
-    layer = PrunedLayer(Pruning(L2(), 0.5, prune_after=0), starts=(0, 4, 2))
+    layer = PrunedLayer(Pruning(L2(), 0.5, prune_after=0), left_padding=(0, 4, 2))
     layer.update(key, value)
-    layer.settle()
+    layer.prune_if_due()
     before = layer.keys.clone()
     layer.batch_select_indices(torch.tensor([2, 0]))
-    assert layer.starts == (1, 0)
+    assert layer.left_padding == (1, 0)
     assert torch.equal(layer.keys, before[[2, 0]])
     layer.batch_repeat_interleave(2)
-    assert layer.starts == (1, 1, 0, 0)
+    assert layer.left_padding == (1, 1, 0, 0)
     layer.reorder_cache(torch.tensor([2, 3]))
-    assert layer.starts is None
+    assert layer.left_padding is None
 
 
 def test_what_a_pruned_cache_cannot_do_it_refuses():
@@ -162,11 +162,11 @@ def test_what_a_pruned_cache_cannot_do_it_refuses():
 def test_l2_compress_of_a_padded_pruned_cache_keeps_no_padding():
     (key, value), *_ = pairs(layers=1, stored=12, rows=2)
     key[1, :, :7] = 0  # padding of the lowest norm
-    cache = PrunedCache(1, starts=(0, 7))
+    cache = PrunedCache(1, left_padding=(0, 7))
     cache.update(key, value, 0)
-    cache.layers[0].settle()
+    cache.layers[0].prune_if_due()
     compressed = l2_compress(cache, keep_ratio=0.5, prune_after=0)
-    assert compressed.layers[0].starts == (0, 3)
+    assert compressed.layers[0].left_padding == (0, 3)
     expected, _ = lowest_norms(key[1:, :, 7:], value[1:, :, 7:], 3)
     assert torch.equal(compressed.layers[0].keys[1, :, 3:], expected[0])
 
@@ -175,6 +175,6 @@ def test_l2_compress_refuses_what_is_quantized():
     (key, value), *_ = pairs(layers=1)
     cache = PrunedCache(1, kv_bits=8)
     cache.update(key, value, 0)
-    cache.layers[0].settle()
+    cache.layers[0].prune_if_due()
     with pytest.raises(ValueError, match="quantized"):
         l2_compress(cache)

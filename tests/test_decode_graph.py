@@ -28,20 +28,20 @@ L2 = method_class("l2")()
 def test_what_cannot_be_captured_is_said(monkeypatch):
     model = tiny()
     again = Pruning(L2, prune_every=8)
-    assert "needs a CUDA GPU" in decode_graph.obstacle(model)
-    assert "made anew at every step" in decode_graph.obstacle(model, kv_bits=8)
-    assert "pruned again" in decode_graph.obstacle(model, pruning=again)
-    assert "no other kernel" in decode_graph.obstacle(model, backend=backend("sdpa"))
+    assert "needs a CUDA GPU" in decode_graph.reason_unsupported(model)
+    assert "made anew at every step" in decode_graph.reason_unsupported(model, kv_bits=8)
+    assert "pruned again" in decode_graph.reason_unsupported(model, pruning=again)
+    assert "no other kernel" in decode_graph.reason_unsupported(model, backend=backend("sdpa"))
     monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda"))
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "package triton" in decode_graph.obstacle(model)
+    assert "package triton" in decode_graph.reason_unsupported(model)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: known("torch"))
-    assert decode_graph.obstacle(model) is None
+    assert decode_graph.reason_unsupported(model) is None
     model.config.rope_parameters["rope_type"] = "dynamic"
-    assert "dynamic rotary" in decode_graph.obstacle(model)
+    assert "dynamic rotary" in decode_graph.reason_unsupported(model)
     model.config.head_dim = 24
-    assert "16 channels" in decode_graph.obstacle(model)
+    assert "16 channels" in decode_graph.reason_unsupported(model)
 
 
 def test_a_graph_that_cannot_be_is_refused_and_auto_says_why_on_a_gpu(monkeypatch, capsys):
@@ -87,7 +87,7 @@ def test_auto_goes_on_without_a_graph_where_a_step_cannot_be_captured(
 
     real = requests.generate
     monkeypatch.setattr(requests, "generate", generate)
-    monkeypatch.setattr(decode_graph, "obstacle", lambda *_, **__: None)
+    monkeypatch.setattr(decode_graph, "reason_unsupported", lambda *_, **__: None)
     full = run(tiny_folder, tmp_path, N_SAMPLES="3", CONTEXTS="200")
     assert "DECODE=eager, since its step cannot be captured" in capsys.readouterr().err
     # Of the warm-up and of the first request, also after graphs were given up.
@@ -109,8 +109,12 @@ def test_results_say_how_tokens_were_made(tiny_folder, tmp_path):
 
 
 @pytest.fixture
-def exact_products(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def exact_products():
+    # Not by monkeypatch: at the end it would delete the flag, which is no attribute of its own.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.gpu
@@ -203,7 +207,7 @@ def test_a_step_of_quantized_layers_is_near_the_models_own(bits):
     model, _ = models.load(
         settings, models.find(settings), environ.quantization(settings.quant_mode)
     )
-    assert decode_graph.obstacle(model, batch=1) is None
+    assert decode_graph.reason_unsupported(model, batch=1) is None
     input_ids, _ = batch([300], vocab_size=49152)
     options = {"backend": "sdpa", "max_new_tokens": 2}
     token = generate(model, input_ids, graphs=DecodeGraphs(model), **options).new_tokens[0][1]

@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 from kv_compression import decode_graph
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.decode_graph import attention as decode_attention
-from kv_compression.decode_graph.attention import HeadTransform, Parts, attend
+from kv_compression.decode_graph.attention import HeadTransform, WorkSplit, attend
 from kv_compression.decode_graph.fused_layer import FusedLayer
 from kv_compression.decode_graph.linear import Tile, linear
 from kv_compression.decode_graph.step import DecodeStep
@@ -91,7 +91,7 @@ def test_attention_of_a_new_token_is_that_of_float64(
         length = stored + 3 * layer
         cache = torch.randn(2, rows, kv_heads, length + 4, head_dim, **options)
         storage = SimpleNamespace(read=lambda c=cache, n=length: tuple(c[:, :, :, :n]))
-        layers.append(SimpleNamespace(storage=storage, starts=starts))
+        layers.append(SimpleNamespace(storage=storage, left_padding=starts))
         caches.append((cache, length))
     table = LayerTable.empty(2, rows, torch.device(DEVICE))
     table.read(layers)
@@ -113,7 +113,7 @@ def test_attention_of_a_new_token_is_that_of_float64(
                 head_dim=head_dim,
                 scaling=0.3,
                 transform=transform,
-                parts=Parts(tokens=16),
+                split=WorkSplit(tokens=16),
             )
             key = rotated(k, kv_heads, transform, transform and transform.k_gain)
             query = rotated(q, heads, transform, transform and transform.q_gain)
@@ -218,7 +218,7 @@ def check_products(kind, dtype, has_bias, rows):
 def test_a_step_gives_the_tokens_of_the_eager_loop(
     architecture, lengths, heads, is_fused, monkeypatch
 ):
-    monkeypatch.setattr(decode_graph, "obstacle", lambda *_, **__: None)
+    monkeypatch.setattr(decode_graph, "reason_unsupported", lambda *_, **__: None)
     model = tiny(architecture, *heads, layers=2, vocab_size=64).to(DEVICE)
     layers = model.model.layers
     assert all(FusedLayer.fits(layer, len(lengths)) == is_fused for layer in layers)
@@ -260,7 +260,7 @@ def test_modules_that_do_more_than_their_class_are_not_fused():
 
 
 def test_nothing_of_a_model_stays_in_the_registry_of_attentions(monkeypatch):
-    monkeypatch.setattr(decode_graph, "obstacle", lambda *_, **__: None)
+    monkeypatch.setattr(decode_graph, "reason_unsupported", lambda *_, **__: None)
     model = tiny("phi3", layers=1, vocab_size=64).to(DEVICE)
     alive = weakref.ref(model)
     graphs = OnHost(model)

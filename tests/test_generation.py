@@ -12,7 +12,7 @@ from kv_compression.attention import backend_of
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate, stop_token_ids
 from kv_compression.methods.l2 import Method as L2
-from kv_compression.prompt_chunks import padding_before
+from kv_compression.prefill.prompt_chunks import padding_before
 from kv_compression.pruning import Pruning
 from tests import oracle
 from tests.models import CONFIGS, batch, tiny
@@ -251,7 +251,7 @@ def test_no_copy_of_the_cache_at_each_step():
 
     layer = PrunedLayer(reserve_tokens=5)
     layer.update(torch.randn(1, 2, 10, 4), torch.randn(1, 2, 10, 4))
-    layer.settle()
+    layer.prune_if_due()
     before = layer.keys.data_ptr()
     for _ in range(5):
         layer.update(torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 4))

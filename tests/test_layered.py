@@ -4,14 +4,15 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from kv_compression import layered, methods
+from kv_compression import methods
 from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
-from kv_compression.last_layer import last_token_alone
 from kv_compression.methods import method_class
+from kv_compression.prefill import layered
+from kv_compression.prefill.last_layer import last_token_alone
 from kv_compression.pruning import Pruning
-from kv_compression.selection import leading
+from kv_compression.selection import padding_or_none
 from tests.models import CONFIGS, batch, tiny
 from tests.reference import tolerance
 
@@ -58,7 +59,7 @@ def test_tokens_from_the_smallest_chunks(heads, chunk):
 def caches(model, lengths, pruning, rows, kv_bits=None):
     """Caches of a prompt's whole prefill and of a layered one, with the logits of each."""
     input_ids, mask = batch(lengths)
-    starts = leading((mask == 0).sum(1).tolist())
+    starts = padding_or_none((mask == 0).sum(1).tolist())
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.inference_mode():
         for chunk in (None, rows):
@@ -82,9 +83,9 @@ def test_the_same_tokens_are_kept(name, ratio, lengths):
     (whole, whole_logits), (chunked, logits) = caches(tiny(), lengths, pruning, 16)
     assert (logits - whole_logits).abs().max() < tolerance(whole_logits, TERMS)
     for one, other in zip(whole.layers, chunked.layers, strict=True):
-        assert one.starts == other.starts
+        assert one.left_padding == other.left_padding
         assert one.stored_tokens == other.stored_tokens
-        for row, start in enumerate(one.starts or (0,) * len(lengths)):
+        for row, start in enumerate(one.left_padding or (0,) * len(lengths)):
             for mine, theirs in zip(one.storage.read(), other.storage.read(), strict=True):
                 # Another token's keys and values are nowhere near.
                 mine, theirs = mine[row, :, start:], theirs[row, :, start:]
@@ -141,31 +142,31 @@ def test_the_last_layer_works_for_one_row_and_is_put_back():
     for mlp in (model.model.layers[0].mlp, last.mlp):
         mlp.down_proj.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
     with use_attention(model, "sdpa", cache) as kernels, last_token_alone(model, cache):
-        assert cache.layers[-1].last_query_alone
+        assert cache.incoming.last_query_only
         with torch.no_grad():
             model(batch([67])[0], past_key_values=cache, use_cache=True)
     assert rows == [67, 1]
     assert kernels["decode"] == set()
-    assert not cache.layers[-1].last_query_alone
+    assert not cache.incoming.last_query_only
     assert "forward" not in vars(last.mlp) | vars(last.self_attn.o_proj)
 
 
 def test_what_cannot_be_prefilled_so_says_why():
-    assert layered.obstacle(tiny()) is None
+    assert layered.reason_unsupported(tiny()) is None
     other = Gemma2ForCausalLM(
         Gemma2Config(
             vocab_size=512, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
             num_attention_heads=2, num_key_value_heads=1, head_dim=16,
         )
     )  # fmt: skip
-    assert layered.obstacle(other) == (
+    assert layered.reason_unsupported(other) == (
         "Gemma2ForCausalLM is none of the model types llama, mistral, phi3, qwen2, qwen3"
     )
     derived = type("LlamaForCausalLM", (type(tiny()),), {"__module__": "transformers_modules.mine"})
-    assert layered.obstacle(derived(tiny().config)) is not None
+    assert layered.reason_unsupported(derived(tiny().config)) is not None
     divided = tiny()
     divided.model.layers[1].to("meta")
-    assert layered.obstacle(divided) == "the model lies on cpu, meta"
+    assert layered.reason_unsupported(divided) == "the model lies on cpu, meta"
     with pytest.raises(ValueError, match="one layer at a time: the model lies on"):
         run(divided, [9], 16)
 
@@ -177,14 +178,14 @@ def test_half_precision_on_a_gpu_differs_by_rounding_alone(backend, lengths):
     model = tiny(heads=8, kv_heads=2, head_dim=64, dtype=torch.bfloat16, initializer_range=0.02)
     model = model.cuda()
     input_ids, mask = (tensor.cuda() for tensor in batch(lengths))
-    starts = leading((mask == 0).sum(1).tolist())
+    starts = padding_or_none((mask == 0).sum(1).tolist())
     position_ids = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.inference_mode():
         exact = model.float()(input_ids=input_ids, attention_mask=mask).logits[:, -1]
         model.bfloat16()
         errors = []
         for rows in (10**6, 512 * len(lengths)):
-            cache = PrunedCache(3, starts=starts)
+            cache = PrunedCache(3, left_padding=starts)
             with use_attention(model, backend, cache), last_token_alone(model, cache):
                 logits = layered.prefill(model, cache, input_ids, position_ids, rows)
             errors.append((logits.float() - exact).abs().max().item())

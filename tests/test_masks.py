@@ -52,7 +52,7 @@ def dense(name, options, layout):
     """(B, Q, S) bool; a query that is padding sees itself alone."""
     past_len = layout.stored_len - layout.query_len
     rows = []
-    for start in layout.starts or (0,):
+    for start in layout.left_padding or (0,):
         visible = torch.zeros(layout.query_len, layout.stored_len, dtype=torch.bool)
         for query, key in itertools.product(range(layout.query_len), range(layout.stored_len)):
             own = past_len + query
@@ -126,7 +126,7 @@ def test_blocks_are_touched_and_covered_exactly_when_their_pairs_are_seen(mask, 
 )
 def test_flex_under_every_mask_equals_dense_float64(mask, layout, heads, seed):
     generator = torch.Generator().manual_seed(seed)
-    rows = len(layout.starts) if layout.starts else 2
+    rows = len(layout.left_padding) if layout.left_padding else 2
 
     def random(n_heads, length):
         return torch.randn(rows, n_heads, length, 16, generator=generator)

@@ -13,14 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from kv_compression import layered, rotary
+from kv_compression import rotary
 from kv_compression.attention import backend
 from kv_compression.attention._merge import merged
 from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
-from kv_compression.last_layer import last_token_alone
 from kv_compression.methods import method_class
-from kv_compression.mlp import ROWS, mlp_in_row_chunks
+from kv_compression.prefill import layered
+from kv_compression.prefill.last_layer import last_token_alone
+from kv_compression.prefill.mlp import ROWS, mlp_in_row_chunks
 from kv_compression.pruning import Pruning
 from longctx.shapes import RANDOM_SHAPES
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kv_compression.mlp import mlp_in_row_chunks
+from kv_compression.prefill.mlp import mlp_in_row_chunks
 from tests.models import CONFIGS, batch, tiny
 from tests.reference import tolerance
 

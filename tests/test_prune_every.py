@@ -69,7 +69,7 @@ def fill(layer, prompt, new_tokens, seed=0):
     for length in [prompt] + [1] * new_tokens:
         keys, values, queries = torch.randn(3, 1, 2, length, 8, generator=generator)
         layer.update(keys, values)
-        layer.settle(queries, 0.3)
+        layer.prune_if_due(queries, 0.3)
         yield layer.stored_tokens
 
 
@@ -102,20 +102,22 @@ def test_a_layer_never_grows_beyond_its_budget(name):
 def test_positions_of_what_is_kept_are_true():
     """The window method keeps by position, so what stays is known: sinks and the last ones."""
     pruning = Pruning(method_class("window")(sinks=2), 0.25, prune_after=0, prune_every=3)
-    layer = PrunedLayer(pruning, starts=(0, 5))
+    layer = PrunedLayer(pruning, left_padding=(0, 5))
     for step in range(20):
         count = 16 if step == 0 else 1
         first = 0 if step == 0 else 15 + step
         place = torch.arange(first, first + count).float()
         keys = (place - torch.tensor([[0.0], [5.0]]))[:, None, :, None].expand(2, 1, count, 4)
         layer.update(keys.clone(), keys.clone())
-        layer.settle()
+        layer.prune_if_due()
     seen = 16 + 19
     for row, (start, budget) in enumerate([(0, 4), (5, 3)]):
         last = seen - start
         since = 19 % 3
         recent = range(last - since - (budget - 2), last)
-        stored = layer.keys[row, 0, layer.starts[row] if layer.starts else 0 :, 0].tolist()
+        stored = layer.keys[
+            row, 0, layer.left_padding[row] if layer.left_padding else 0 :, 0
+        ].tolist()
         assert stored == [0, 1, *recent]
 
 

@@ -12,7 +12,7 @@ from kv_compression import attention_hook
 from kv_compression.cache import PrunedCache
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
-from kv_compression.selection import leading
+from kv_compression.selection import padding_or_none
 from tests import reference
 from tests.models import tiny
 from tests.oracle import Undecided, visibility
@@ -78,7 +78,7 @@ def test_what_a_pruned_cache_attends_to(backend, case):
         for _ in range(LAYERS)
     ]
     pruning = Pruning(L2(), case.keep_ratio, 0, case.skip_layers)
-    starts = leading([max(case.prompts) - length for length in case.prompts])
+    starts = padding_or_none([max(case.prompts) - length for length in case.prompts])
     cache = PrunedCache(LAYERS, pruning, starts)
     try:
         expected = [
@@ -90,7 +90,8 @@ def test_what_a_pruned_cache_attends_to(backend, case):
     done = [0] * len(rows)
     with attention_hook.use_attention(MODEL, backend, cache):
         for lengths in parts:
-            cache.expect([max(lengths) - length for length in lengths])
+            padding = [max(lengths) - length for length in lengths]
+            cache.expect(left_padding=padding_or_none(padding))
             for layer_idx in range(LAYERS):
                 query, key, value = (
                     padded([text[layer_idx][row][kind] for row in rows], done, lengths)
@@ -115,12 +116,14 @@ def test_what_a_pruned_cache_attends_to(backend, case):
         ]
         later = [total - prompt for total, prompt in zip(totals, case.prompts, strict=True)]
         stored = [a + b for a, b in zip(kept, later, strict=True)]
-        assert [layer.stored_tokens - start for start in layer.starts or [0] * len(rows)] == stored
+        assert [
+            layer.stored_tokens - start for start in layer.left_padding or [0] * len(rows)
+        ] == stored
 
 
 def test_a_layer_may_attend_again_to_what_was_pruned_since():
     query, key, value = (torch.randn(2, 2, 9, 16) for _ in range(3))
-    cache = PrunedCache(LAYERS, Pruning(L2(), 0.5, 0), starts=(0, 5))
+    cache = PrunedCache(LAYERS, Pruning(L2(), 0.5, 0), left_padding=(0, 5))
     with attention_hook.use_attention(MODEL, "sdpa", cache):
         key, value = cache.update(key, value, 0)
         module = SimpleNamespace()
@@ -129,7 +132,7 @@ def test_a_layer_may_attend_again_to_what_was_pruned_since():
         )
     assert torch.equal(first, again)
     assert cache.layers[0].stored_tokens == 5
-    assert cache.layers[0].starts == (0, 3)
+    assert cache.layers[0].left_padding == (0, 3)
 
 
 def test_keys_of_another_layer_are_read_only_where_nothing_is_pruned():

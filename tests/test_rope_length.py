@@ -103,16 +103,18 @@ def test_a_rotation_whose_place_is_not_known_is_refused():
 
 
 def test_steps_of_such_a_model_cannot_be_captured():
-    problem = decode_graph._obstacle_of_shape(dynamic(), batch=1)
+    problem = decode_graph._reason_of_shape(dynamic(), batch=1)
     assert problem == "the host chooses the frequencies of dynamic rotary positions at every step"
-    assert decode_graph._obstacle_of_shape(tiny(), batch=1) is None
+    assert decode_graph._reason_of_shape(tiny(), batch=1) is None
 
 
 def test_lengths_at_which_generate_forgets_the_prompt_are_told():
     model = phi3()
-    assert rope_length.obstacle_of_lengths(model, 60, 5) is None  # the 65th token is never read
-    assert "change at 65 tokens" in rope_length.obstacle_of_lengths(model, 60, 6)
-    assert "change at 65 tokens" in rope_length.obstacle_of_lengths(model, 64, 2)
-    assert rope_length.obstacle_of_lengths(model, 65, 99) is None
-    assert rope_length.obstacle_of_lengths(longrope(), 60, 99) is None
-    assert rope_length.obstacle_of_lengths(tiny("phi3"), 60, 9999) is None
+    assert (
+        rope_length.reason_lengths_unsupported(model, 60, 5) is None
+    )  # the 65th token is never read
+    assert "change at 65 tokens" in rope_length.reason_lengths_unsupported(model, 60, 6)
+    assert "change at 65 tokens" in rope_length.reason_lengths_unsupported(model, 64, 2)
+    assert rope_length.reason_lengths_unsupported(model, 65, 99) is None
+    assert rope_length.reason_lengths_unsupported(longrope(), 60, 99) is None
+    assert rope_length.reason_lengths_unsupported(tiny("phi3"), 60, 9999) is None

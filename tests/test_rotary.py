@@ -61,15 +61,15 @@ def family(kind, **options):
 
 def settled(monkeypatch, model, position):
     """What each layer is told when a single token at `position` has attended: to itself alone."""
-    seen, settle = [], PrunedLayer.settle
+    seen, prune = [], PrunedLayer.prune_if_due
 
     def spy(self, queries=None, scaling=1.0, rotary=None):
         seen.append((queries, rotary))
-        return settle(self, queries, scaling, rotary)
+        return prune(self, queries, scaling, rotary)
 
     cache = PrunedCache(4, Pruning(ExpectedAttention(), 0.5, prune_after=100))
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(PrunedLayer, "settle", spy)
+        patch.setattr(PrunedLayer, "prune_if_due", spy)
         with attention_hook.use_attention(model, "eager", cache):
             model(
                 input_ids=torch.tensor([[7]]),
@@ -127,8 +127,8 @@ def scaled_after_rotation():
 @pytest.mark.parametrize("make", [learned_positions, scaled_after_rotation])
 def test_what_is_not_known_is_refused_before_anything_is_read(make):
     model = make()
-    assert methods.obstacle(L2(), model) is None
-    problem = methods.obstacle(ExpectedAttention(), model)
+    assert methods.reason_unsupported(L2(), model) is None
+    problem = methods.reason_unsupported(ExpectedAttention(), model)
     assert problem.startswith("expected_attention undoes rotary positions, and how its layers")
     input_ids, _ = batch([9], vocab_size=64)
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model was called"))
@@ -146,7 +146,7 @@ def test_one_layer_that_is_not_known_is_named(monkeypatch):
     model = tiny()
     known = rotations(model)
     monkeypatch.setitem(known, list(known)[1], None)
-    assert "how layer 1 rotates positions is not known" in methods.obstacle(
+    assert "how layer 1 rotates positions is not known" in methods.reason_unsupported(
         ExpectedAttention(), model
     )
 

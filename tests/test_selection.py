@@ -29,7 +29,7 @@ def test_select_keeps_the_best_in_order(data):
         torch.tensor(scores, dtype=torch.float32), tuple(starts) if any(starts) else None, counts
     )
 
-    new_starts = kept.starts or (0,) * batch
+    new_starts = kept.left_padding or (0,) * batch
     for row in range(batch):
         assert new_starts[row] == max(counts) - counts[row]
         for head in range(heads):
@@ -69,7 +69,7 @@ def test_select_is_what_a_stable_sort_selects(data):
     )(batch, heads, stored)
     kept = select(scores, tuple(starts) if any(starts) else None, counts)
     assert torch.equal(kept.index, sorted_selection(scores, starts, counts))
-    assert (kept.starts or (0,) * batch) == tuple(max(counts) - count for count in counts)
+    assert (kept.left_padding or (0,) * batch) == tuple(max(counts) - count for count in counts)
 
 
 @given(st.integers(1, 10**6), st.floats(0, 1, exclude_min=True))

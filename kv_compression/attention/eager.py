@@ -16,7 +16,7 @@ def attend(
     batch, query_heads, query_len, head_dim = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, head_dim)
     scores = (grouped @ key.transpose(2, 3) * scaling).view(batch, query_heads, query_len, -1)
-    if query_len > 1 or layout.starts is not None:
+    if query_len > 1 or layout.left_padding is not None:
         scores = scores.masked_fill(~layout.mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     output = weights.view(batch, key.shape[1], -1, key.shape[2]) @ value

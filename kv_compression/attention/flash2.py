@@ -35,12 +35,12 @@ def attend(
     version = package_version()
     one_row = _attend_package if version else _attend_torch
     name = f"flash-attn {version}" if version else "torch flash"
-    if layout.starts is None:
+    if layout.left_padding is None:
         return one_row(query, key, value, scaling), name
     # Padding stands first, so a row's first query that is a token is that many later.
     new_from = layout.stored_len - layout.query_len
     output = query.new_zeros(query.shape[0], layout.query_len, query.shape[1], value.shape[-1])
-    for row, start in enumerate(layout.starts):
+    for row, start in enumerate(layout.left_padding):
         first = max(0, start - new_from)
         if first >= layout.query_len:
             continue  # a chunk that is padding in this row

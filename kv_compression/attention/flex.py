@@ -36,7 +36,7 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
 ) -> tuple[torch.Tensor, str]:
     """See the package."""
-    needs_mask = layout.query_len > 1 or layout.starts is not None
+    needs_mask = layout.query_len > 1 or layout.left_padding is not None
     return attend_under(query, key, value, layout.block_mask if needs_mask else None, scaling)
 
 

@@ -38,14 +38,14 @@ def attend(
     batch, query_heads, query_len, head_dim = query.shape
     groups = query_heads // key.shape[1]
     mask = None
-    if layout.starts is not None:
+    if layout.left_padding is not None:
         mask = layout.mask
     elif query_len > 1 and not layout.is_square:
         mask = causal_lower_right(query_len, layout.stored_len)
     is_causal = mask is None and query_len > 1
     # The fused kernels that take a mask or float32 do not take grouped heads, and without a fused
     # kernel all scores would exist at once; a CPU's kernel repeats the keys itself, at every step.
-    shares_keys = layout.starts is None and query.dtype != torch.float32
+    shares_keys = layout.left_padding is None and query.dtype != torch.float32
     if query_len == 1 and not (shares_keys and query.is_cuda):
         # One token sees the same keys in all heads of a group, which thus are rows of one head.
         query = query.reshape(batch, key.shape[1], groups, head_dim)
@@ -77,7 +77,7 @@ def _kind(
     device: torch.device, dtype: torch.dtype, head_dim: int, groups: int, layout: Layout
 ) -> _Kind:
     """What torch's choice of a kernel depends on."""
-    is_plain = layout.starts is None
+    is_plain = layout.left_padding is None
     return device, dtype, head_dim, groups, layout.query_len > 1, layout.is_square, is_plain
 
 
@@ -89,7 +89,7 @@ def _suits_cudnn(query: torch.Tensor, key: torch.Tensor, layout: Layout) -> bool
     """
     past_len = layout.stored_len - layout.query_len
     is_regular = past_len > 0 and past_len % BLOCK == 0 and layout.query_len % BLOCK == 0
-    if not is_regular or layout.starts is not None:
+    if not is_regular or layout.left_padding is not None:
         return False
     square = replace(layout, stored_len=layout.query_len)
     groups = query.shape[1] // key.shape[1]

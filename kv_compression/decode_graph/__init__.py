@@ -34,7 +34,7 @@ class DecodeGraphs:
         and can help models whose layers have no fused kernels here.
     capture_ms: spent on capturing so far.
     window: tokens of the model's sliding window, beyond which a step would be wrong.
-    Ask `obstacle` first.
+    Ask `reason_unsupported` first.
     """
 
     kernels = frozenset({"triton split-kv"})
@@ -93,7 +93,7 @@ class DecodeGraphs:
         yield from step.tokens(count)
 
 
-def obstacle(  # noqa: PLR0911 a reason each
+def reason_unsupported(  # noqa: PLR0911 a reason each
     model: PreTrainedModel,
     *,
     batch: int = 1,
@@ -118,10 +118,10 @@ def obstacle(  # noqa: PLR0911 a reason each
         return "the model is split over GPUs"
     if importlib.util.find_spec("triton") is None:
         return "it needs the package triton, which comes with torch for CUDA"
-    return _obstacle_of_shape(model, batch)
+    return _reason_of_shape(model, batch)
 
 
-def _obstacle_of_shape(model: PreTrainedModel, batch: int) -> str | None:
+def _reason_of_shape(model: PreTrainedModel, batch: int) -> str | None:
     config = model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None)
     head_dim = head_dim or config.hidden_size // config.num_attention_heads

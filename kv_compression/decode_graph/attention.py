@@ -21,7 +21,7 @@ from kv_compression.decode_graph.table import LayerTable
 
 
 @dataclass(frozen=True)
-class Parts:
+class WorkSplit:
     """How the stored tokens are shared out among programs.
 
     tokens: in a step of a program's loop.
@@ -69,7 +69,7 @@ def attend(
     head_dim: int,
     scaling: float,
     transform: HeadTransform | None = None,
-    parts: Parts = Parts(),
+    split: WorkSplit = WorkSplit(),
 ) -> torch.Tensor:
     """The output, (B, Hq * D), of a new token a row; its key and value are stored in the cache.
 
@@ -78,7 +78,7 @@ def attend(
     """
     batch, heads = k.shape[0], k.shape[1] // head_dim
     query_heads = q.shape[1] // head_dim
-    count = max(1, parts.per_processor * _processors(q.device) // (batch * heads))
+    count = max(1, split.per_processor * _processors(q.device) // (batch * heads))
     part_out = q.new_empty(batch * query_heads, count, head_dim, dtype=torch.float32)
     part_max = q.new_empty(batch * query_heads, count, dtype=torch.float32)
     part_sum = torch.empty_like(part_max)
@@ -99,7 +99,7 @@ def attend(
         *gains,
         0.0 if transform is None else transform.eps,
         scaling,
-        table.places,
+        table.addresses,
         table.starts,
         table.added,
         layer,
@@ -115,10 +115,10 @@ def attend(
         NORM=has_norm,
         DP=padded_dim,
         GP=max(16, triton.next_power_of_2(group)),
-        BN=parts.tokens,
+        BN=split.tokens,
         TYPE=_TYPES[q.dtype],
-        num_warps=parts.num_warps,
-        num_stages=parts.num_stages,
+        num_warps=split.num_warps,
+        num_stages=split.num_stages,
         **launch_options(q.device),
     )
     out = q.new_empty(batch, query_heads * head_dim)

@@ -37,14 +37,14 @@ def _heads(
 @triton.jit(do_not_specialize=["layer", "parts"])
 def attend_part(  # noqa: PLR0915
     q, k, v, q_stride, k_stride, v_stride, cos, sin, q_gain, k_gain, eps, scaling,
-    places, starts, added, layer, part_out, part_max, part_sum, batch, parts,
+    addresses, starts, added, layer, part_out, part_max, part_sum, batch, parts,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr,
     DP: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr, TYPE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One part of one key/value head: its output, not yet divided, its maximum and its sum."""
     pair, part = tl.program_id(0), tl.program_id(1)
     row, head = pair // H, pair % H
-    known = places + layer * _COLUMNS
+    known = addresses + layer * _COLUMNS
     keys = tl.load(known).to(tl.pointer_type(TYPE))
     values = tl.load(known + 1).to(tl.pointer_type(TYPE))
     row_stride, head_stride = tl.load(known + 2), tl.load(known + 3)

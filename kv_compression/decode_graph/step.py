@@ -15,9 +15,8 @@ from kv_compression.decode_graph.fused_layer import FusedLayer
 from kv_compression.decode_graph.linear import MOST_ROWS, linear
 from kv_compression.decode_graph.table import LayerTable
 from kv_compression.decode_graph.weights import Weight
-from kv_compression.forwards import replaced_forwards
-from kv_compression.interface import attention_function
 from kv_compression.layer import PrunedLayer
+from kv_compression.replacements import attention_function, replaced_forwards
 
 _REGISTERED_NAME = "kv_compression_step"
 
@@ -161,7 +160,7 @@ class DecodeStep:
             query.reshape(batch, -1),
             key.reshape(batch, -1),
             value.reshape(batch, -1),
-            self._table.places,
+            self._table.addresses,
             self._table.starts,
             self._table.added,
             module.layer_idx,
@@ -186,14 +185,14 @@ def _register_operator() -> None:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        places: torch.Tensor,
+        addresses: torch.Tensor,
         starts: torch.Tensor,
         added: torch.Tensor,
         layer: int,
         head_dim: int,
         scaling: float,
     ) -> torch.Tensor:
-        table = LayerTable(places, starts, added)
+        table = LayerTable(addresses, starts, added)
         return attend(q, k, v, table, layer, head_dim=head_dim, scaling=scaling)
 
     @operator.register_fake

@@ -15,12 +15,12 @@ COLUMNS = 5
 class LayerTable:
     """Where each layer's keys and values lie, for batches of one size.
 
-    places: (layers, COLUMNS) int64.
+    addresses: (layers, COLUMNS) int64.
     starts: (layers, B) int32, the first stored token of each row; before it stands padding.
     added: (1,) int32, tokens that were added since `read`; the next one goes behind them.
     """
 
-    places: torch.Tensor
+    addresses: torch.Tensor
     starts: torch.Tensor
     added: torch.Tensor
 
@@ -36,14 +36,16 @@ class LayerTable:
     def read(self, layers: Sequence[PrunedLayer]) -> None:
         """Take over the layers' storage, which must stay where it is while steps are replayed."""
         batch = self.starts.shape[1]
-        places = []
+        addresses = []
         for layer in layers:
             assert layer.storage is not None
             keys, values = layer.storage.read()
             assert keys.shape == values.shape
             assert keys.stride() == values.stride()
             assert keys.stride()[2:] == (keys.shape[3], 1)
-            places.append([keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], keys.shape[2]])
-        self.places.copy_(torch.tensor(places))
-        self.starts.copy_(torch.tensor([layer.starts or (0,) * batch for layer in layers]))
+            addresses.append(
+                [keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], keys.shape[2]]
+            )
+        self.addresses.copy_(torch.tensor(addresses))
+        self.starts.copy_(torch.tensor([layer.left_padding or (0,) * batch for layer in layers]))
         self.added.zero_()

@@ -116,14 +116,16 @@ def prompt_queries(method: PruningMethod, tokens: int) -> int:
     return tokens if wants_all else min(method.query_window, tokens)
 
 
-def obstacle(method: PruningMethod, model: PreTrainedModel) -> str | None:
+def reason_unsupported(method: PruningMethod, model: PreTrainedModel) -> str | None:
     """Why `method` cannot prune a cache of `model`, in a few words; None where it can.
 
     Raises ValueError when the model does not let its attention be chosen.
     """
     from kv_compression import rotary
 
-    if not getattr(method, "needs_rotation", False) or not (problem := rotary.obstacle(model)):
+    if not getattr(method, "needs_rotation", False) or not (
+        problem := rotary.reason_unsupported(model)
+    ):
         return None
     name = type(method).__module__.rpartition(".")[2]
     return f"{name} undoes rotary positions, and {problem}"

@@ -1,14 +1,13 @@
-"""A model's attention, put in another's hands for a while."""
+"""For the duration of a block, put another attention or other forwards into a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    # Whoever only compares runs need not wait for it.
-    from transformers import PreTrainedModel
+import torch
+from transformers import AttentionInterface, PreTrainedModel
 
 
 @contextmanager
@@ -20,8 +19,6 @@ def attention_function(
     Raises ValueError when the model does not take its attention from transformers'
     AttentionInterface.
     """
-    from transformers import AttentionInterface
-
     AttentionInterface.register(name, function)
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
@@ -37,3 +34,24 @@ def attention_function(
 
 def _outside(*_: Any, **__: Any) -> Any:
     raise RuntimeError("call the model inside `use_attention`, or choose another attention")
+
+
+@contextmanager
+def replaced_forwards(
+    pairs: Iterable[tuple[torch.nn.Module, Callable[..., Any]]],
+) -> Iterator[None]:
+    """In the block each module's forward is the function beside it.
+
+    A forward that was itself a replacement is put back as it was.
+    """
+    pairs = list(pairs)
+    before = [module.__dict__.get("forward") for module, _ in pairs]
+    for module, forward in pairs:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for (module, _), replaced in zip(pairs, before, strict=True):
+            del module.forward
+            if replaced is not None:
+                module.forward = replaced

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from kv_compression.forwards import replaced_forwards
+from kv_compression.replacements import replaced_forwards
 
 # At 8,192 rows the products are as fast as at all rows; a 7B model then needs 0.7 GB for them.
 ROWS = 8192

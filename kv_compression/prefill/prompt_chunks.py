@@ -11,21 +11,21 @@ def padding_before(attention_mask: torch.Tensor) -> list[int]:
     Raises ValueError for a row without tokens and for padding that does not stand first.
     """
     mask = attention_mask.cpu().bool()
-    starts: list[int] = (~mask).sum(dim=1).tolist()
-    if any(start == mask.shape[1] for start in starts):
+    left_padding: list[int] = (~mask).sum(dim=1).tolist()
+    if any(start == mask.shape[1] for start in left_padding):
         raise ValueError("a prompt has no tokens")
-    if any(not mask[row, start:].all() for row, start in enumerate(starts)):
+    if any(not mask[row, start:].all() for row, start in enumerate(left_padding)):
         raise ValueError("pad prompts on the left: tokenizer.padding_side = 'left'")
-    return starts
+    return left_padding
 
 
 def split_questions(
-    input_ids: torch.Tensor, starts: Sequence[int], question_tokens: Sequence[int]
+    input_ids: torch.Tensor, left_padding: Sequence[int], question_tokens: Sequence[int]
 ) -> list[tuple[torch.Tensor, list[int]]]:
     """Contexts and questions of a padded batch, each a batch padded on the left of its own.
 
-    input_ids (B, S), row b's tokens from starts[b] on, the last question_tokens[b] of them its
-    question. Returns (tokens, padding of each row) of the contexts and of the questions. Raises
+    input_ids (B, S), row b's tokens from left_padding[b] on, the last question_tokens[b] of them
+    its question. Returns (tokens, padding of each row) of the contexts and of the questions. Raises
     ValueError unless every row has at least one token of each.
     """
     batch, padded_len = input_ids.shape
@@ -33,7 +33,7 @@ def split_questions(
         raise ValueError(f"question_tokens must name {batch} rows, not {len(question_tokens)}")
     contexts = [
         padded_len - start - question
-        for start, question in zip(starts, question_tokens, strict=True)
+        for start, question in zip(left_padding, question_tokens, strict=True)
     ]
     if min(question_tokens) < 1 or min(contexts) < 1:
         raise ValueError("every prompt needs at least one token of context and one of question")
@@ -55,10 +55,10 @@ def prompt_chunks(
 ) -> list[tuple[torch.Tensor, list[int]]]:
     """Tokens and each row's padding, (B, S) each, of what is processed at once, in its order."""
     no_padding = [0] * input_ids.shape[0]
-    starts = no_padding if attention_mask is None else padding_before(attention_mask)
+    left_padding = no_padding if attention_mask is None else padding_before(attention_mask)
     if question_tokens is None:
-        return [(input_ids, starts)]
-    return split_questions(input_ids, starts, question_tokens)
+        return [(input_ids, left_padding)]
+    return split_questions(input_ids, left_padding, question_tokens)
 
 
 def prompt_lengths(chunks: Sequence[tuple[torch.Tensor, Sequence[int]]]) -> list[int]:

@@ -30,7 +30,7 @@ def is_known(model: PreTrainedModel) -> bool:
     return {type(model).__module__, type(model.base_model).__module__} <= own
 
 
-def obstacle(model: PreTrainedModel) -> str | None:
+def reason_unsupported(model: PreTrainedModel) -> str | None:
     """Why `model` cannot be prefilled one layer at a time, in a few words; None where it can."""
     if not is_known(model):
         known = ", ".join(MODEL_TYPES)
@@ -62,7 +62,7 @@ def prefill(
     batch, tokens = input_ids.shape
     at_once = max(1, rows // batch)
     chunks = [slice(first, first + at_once) for first in range(0, tokens, at_once)]
-    cache.expect_chunks(tokens)
+    cache.expect(prompt_tokens=tokens)
     cos, sin = base.rotary_emb(base.embed_tokens(input_ids[:, :1]), position_ids)
     # A tensor for each chunk, so that the last layer can let go of them one by one.
     hidden = deque(base.embed_tokens(input_ids[:, chunk]) for chunk in chunks)

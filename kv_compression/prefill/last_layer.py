@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from kv_compression.cache import PrunedCache
-from kv_compression.forwards import replaced_forwards
-from kv_compression.layered import is_known
+from kv_compression.prefill.layered import is_known
+from kv_compression.replacements import replaced_forwards
 
 
 @contextmanager
@@ -30,12 +30,12 @@ def last_token_alone(model: PreTrainedModel, cache: PrunedCache) -> Iterator[Non
     base: Any = model.base_model
     layer = base.layers[-1]
     modules = (layer.self_attn.o_proj, layer.mlp)
-    cache.layers[-1].last_query_alone = True
+    cache.expect(last_query_only=True)
     try:
         with replaced_forwards((module, partial(_last_row, module.forward)) for module in modules):
             yield
     finally:
-        cache.layers[-1].last_query_alone = False
+        cache.expect(last_query_only=False)
 
 
 def _last_row(
