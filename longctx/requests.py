@@ -199,7 +199,7 @@ class ContextRun:
             save_prompts=requests.settings.save_prompts,
         )
         figures = requests.attention.figures() if requests.attention else {}
-        return results.request_row(identity | figures, result, samples, wall_ms=wall_ms)
+        return results.request_row({**identity, **figures}, result, samples, wall_ms=wall_ms)
 
     def gathered(self) -> tuple[list[Row], dict[str, Any]]:
         """All processes' rows in the order of the data set, and what these took."""

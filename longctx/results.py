@@ -8,18 +8,67 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict, cast
 
 from longctx import figures, outcomes, redaction, statistics
 
 if TYPE_CHECKING:
     from kv_compression.generation import Generation
 
-Row = dict[str, Any]
-Summary = dict[str, Any]
+
+class Identity(TypedDict, total=False):
+    """What rows and summaries begin with."""
+
+    run_id: str
+    model: str
+    attn: str
+    kv_mode: str
+    context_tokens: int
+
+
+class Row(Identity, total=False):
+    """A request; its figures are those of `longctx.figures`, read by `Figure.values`."""
+
+    batch_size: int
+    request: int
+    first_sample: int
+    success: bool
+    error: str
+    oom: bool
+    sample_ids: list[str]
+    samples: list[dict[str, Any]]
+    stored_tokens_per_layer: list[int]
+    kernel_prefill: str
+    kernel_decode: str
+    decode_mode: str
+    prefill_mode: str
+
+
+class Summary(Identity, total=False):
+    """A context length; its figures are those of `longctx.figures`, read by `Figure.of_summary`."""
+
+    quant_mode: str
+    kv_scope: str
+    first_token_before_pruning: bool
+    n_requests: int
+    n_timed_requests: int
+    n_failed: int
+    n_oom: int
+    n_truncated: int
+    n_documents: int | None
+    total_count: int
+    answered_count: int | None
+    chance: float
+    em_told_from_chance: bool | None
+    kernel_prefill: str
+    kernel_decode: str
+    decode_mode: str
+    prefill_mode: str
+    skipped_after_oom_at: int | None
+
 
 gigabytes = figures.gigabytes
 
@@ -28,7 +77,11 @@ _NEW_S = 60.0  # an empty file may be about to be locked
 
 
 def request_row(
-    identity: Row, result: "Generation", samples: list[dict[str, Any]], *, wall_ms: float
+    identity: Mapping[str, Any],
+    result: "Generation",
+    samples: list[dict[str, Any]],
+    *,
+    wall_ms: float,
 ) -> Row:
     """Row of a request that succeeded. `identity` holds run_id, model and so on.
 
@@ -37,37 +90,35 @@ def request_row(
         included.
     """
     request = figures.Request(result, wall_ms)
-    return (
-        identity
-        | {f.key: f.measure(request) for f in figures.FIGURES if f.measure is not None}
-        | {
-            "stored_tokens_per_layer": result.stored_tokens,
-            "kernel_prefill": "+".join(result.kernels["prefill"]),
-            "kernel_decode": "+".join(result.kernels["decode"]),
-            "decode_mode": result.decode_mode,
-            "prefill_mode": result.prefill_mode,
-            "success": True,
-            "samples": samples,
-        }
-    )
+    row = {
+        **identity,
+        **{f.key: f.measure(request) for f in figures.FIGURES if f.measure is not None},
+        "stored_tokens_per_layer": result.stored_tokens,
+        "kernel_prefill": "+".join(result.kernels["prefill"]),
+        "kernel_decode": "+".join(result.kernels["decode"]),
+        "decode_mode": result.decode_mode,
+        "prefill_mode": result.prefill_mode,
+        "success": True,
+        "samples": samples,
+    }
+    return cast(Row, row)
 
 
-def failed_row(identity: Row, error: BaseException, *, oom: bool) -> Row:
+def failed_row(identity: Mapping[str, Any], error: BaseException, *, oom: bool) -> Row:
     """Row of a request that failed."""
-    return (
-        identity
-        | {figure.key: None for figure in figures.measured()}
-        | {
-            "success": False,
-            "error": f"{type(error).__name__}: {redaction.reason(error)}",
-            "oom": oom,
-            "samples": [],
-        }
-    )
+    row = {
+        **identity,
+        **{figure.key: None for figure in figures.measured()},
+        "success": False,
+        "error": f"{type(error).__name__}: {redaction.reason(error)}",
+        "oom": oom,
+        "samples": [],
+    }
+    return cast(Row, row)
 
 
 def context_summary(
-    identity: Summary,
+    identity: Mapping[str, Any],
     rows: Sequence[Row],
     score_names: Sequence[str],
     *,
@@ -88,11 +139,11 @@ def context_summary(
     good = [row for row in rows if row["success"]]
     samples = [sample for row in good for sample in row["samples"]]
     timed = outcomes.timed(rows)
-    summary: Summary = identity | {"n_requests": len(rows), "n_timed_requests": len(timed)}
-    summary |= outcomes.counts(rows, n_asked, n_left_out)
+    summary: dict[str, Any] = {**identity, **outcomes.counts(rows, n_asked, n_left_out)}
+    summary |= {"n_requests": len(rows), "n_timed_requests": len(timed)}
     summary |= figures.summary_of_requests(timed, good)
     for choice in ("kernel_prefill", "kernel_decode", "decode_mode", "prefill_mode"):
-        summary[choice] = "+".join(sorted({row[choice] for row in good} - {""}))
+        summary[choice] = "+".join(sorted({str(row.get(choice, "")) for row in good} - {""}))
     summary |= quality_summary(
         rows,
         score_names,
@@ -105,7 +156,7 @@ def context_summary(
     summary["n_oom"] = sum(bool(row.get("oom")) for row in rows)
     summary |= figures.summary_of_samples(samples, group="")
     summary["n_truncated"] = sum(s["dropped_tokens"] > 0 for s in samples)
-    return summary
+    return cast(Summary, summary)
 
 
 def quality_summary(
@@ -116,13 +167,13 @@ def quality_summary(
     chance: float | None,
     seed: int,
     failures: int,
-) -> Summary:
+) -> dict[str, Any]:
     """What the rows of one context length say of quality.
 
     failures: samples that have no answer and count as 0 in `{score}_failures_as_0`.
     """
     samples = [sample for row in rows if row["success"] for sample in row["samples"]]
-    summary: Summary = {}
+    summary: dict[str, Any] = {}
     for name in score_names:
         summary |= _score(name, samples, seed)
         scores = [sample[name] for sample in samples if sample[name] is not None]
@@ -153,13 +204,13 @@ def quality_summary(
     return summary
 
 
-def quality_by_length(summaries: Sequence[Summary], score_names: Sequence[str]) -> Summary:
+def quality_by_length(summaries: Sequence[Summary], score_names: Sequence[str]) -> dict[str, Any]:
     """Each figure of quality, by context length."""
     names = figures.quality_keys(score_names)
     return {name: {str(s["context_tokens"]): s.get(name) for s in summaries} for name in names}
 
 
-def _score(name: str, samples: Sequence[dict[str, Any]], seed: int) -> Summary:
+def _score(name: str, samples: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     scored = [sample for sample in samples if sample[name] is not None]
     scores = [sample[name] for sample in scored]
     documents = [sample.get("document_id") for sample in scored]

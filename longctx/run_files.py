@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
@@ -174,7 +174,7 @@ class RunFiles:
                 aside = journals.set_aside(path, bad)
                 write_whole(path, b"".join(good))
                 notice(f"{len(bad)} lines of {path.name} cannot be used; they are in {aside}")
-        return rows
+        return cast(list[Row], rows)
 
     def _is_row(self, entry: dict[str, Any]) -> bool:
         try:
@@ -205,7 +205,7 @@ class RunFiles:
             write_whole(self.summaries_path, "".join(map(_line, summaries)))
 
     def finish(
-        self, rows: Sequence[Row], summaries: Sequence[Summary], summary: Summary
+        self, rows: Sequence[Row], summaries: Sequence[Summary], summary: dict[str, Any]
     ) -> dict[str, Any]:
         """Write the full file, let the journals go, and return what was written."""
         full: dict[str, Any] = plain(

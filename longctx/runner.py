@@ -204,13 +204,13 @@ class Run:
         tracker: Tracker,
         rows: Sequence[Row],
         summaries: Sequence[Summary],
-        summary: Summary,
+        summary: dict[str, Any],
     ) -> dict[str, Any] | None:
         """The full results, written, logged and shown; None in processes other than the first."""
         if not self.workers.is_first:
             return None
         files.meta["kernel"] = {
-            phase: "+".join(sorted({s[f"kernel_{phase}"] for s in summaries} - {""}))
+            phase: "+".join(sorted({str(s.get(f"kernel_{phase}", "")) for s in summaries} - {""}))
             for phase in ("prefill", "decode")
         }
         full = files.finish(rows, summaries, summary)

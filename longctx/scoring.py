@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -93,7 +93,7 @@ def all_scores(
     return [mine | other for mine, other in zip(scores, official, strict=True)]
 
 
-def floors(task: Task, rows: Sequence[dict[str, Any]], seed: int) -> dict[str, float | None]:
+def floors(task: Task, rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, float | None]:
     """`{score}_floor`: the mean score that answers get against the references of other samples.
 
     What an answer is worth that knows nothing of its question. Each is scored against up to three

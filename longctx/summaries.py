@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import itemgetter
+from typing import Any, cast
 
 from longctx import outcomes, results, scoring
 from longctx.console import notice
@@ -62,16 +63,17 @@ class Summaries:
             n_left_out=self.n_left_out.get(context_tokens, 0),
             has_quality=self.has_quality,
         )
-        return summary | scoring.floors(self.task, rows, self.settings.seed)
+        floors = scoring.floors(self.task, rows, self.settings.seed)
+        return cast(Summary, {**summary, **floors})
 
-    def of_run(self, rows: Sequence[Row], summaries: Sequence[Summary]) -> Summary:
+    def of_run(self, rows: Sequence[Row], summaries: Sequence[Summary]) -> dict[str, Any]:
         """The summary of all rows: counts, and quality by context length."""
         return {
             "run_id": self.meta["run_id"],
             "n_requests": len(rows),
             "n_failed": sum(not row["success"] for row in rows),
             "n_oom": sum(bool(row.get("oom")) for row in rows),
-            **{name: sum(s[name] for s in summaries) for name in outcomes.COUNTS},
+            **{name: sum(map(itemgetter(name), summaries)) for name in outcomes.COUNTS},
             "weights_gb": self.weights_gb,
             **results.quality_by_length(summaries, self.task.score_names),
         }

@@ -8,7 +8,7 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -17,7 +17,7 @@ from typing import Any
 
 from longctx import figures, redaction
 from longctx.console import notice
-from longctx.results import Row, Summary
+from longctx.results import Row
 from longctx.settings import Settings
 
 _INIT_TIMEOUT_S = 20  # wandb's own, which says why
@@ -122,7 +122,7 @@ class Tracker:
         # A finished run is stored; at its end a process would wait for what did not finish.
         atexit.unregister(_HookOfWandb())  # type: ignore[arg-type]
 
-    def context(self, summary: Summary) -> None:
+    def context(self, summary: Mapping[str, Any]) -> None:
         """Log the figures of one context length."""
         logged: dict[str, Any] = {"context_tokens": summary["context_tokens"]}
         for name, value in summary.items():
@@ -135,7 +135,7 @@ class Tracker:
                     logged[f"{figures.QUALITY}/{name}/{member}"] = scores[score]
         self._try(lambda run: run.log(logged), _LOG_LIMIT_S)
 
-    def finish(self, rows: Sequence[Row], summary: Summary) -> None:
+    def finish(self, rows: Sequence[Row], summary: dict[str, Any]) -> None:
         """Log the table of requests and the summary, and close the run."""
 
         def finish(run: Any) -> None:
@@ -199,7 +199,7 @@ def _table(rows: Sequence[Row]) -> Any:
     return table
 
 
-def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What has room in a cell."""
     return {
         name: value

@@ -58,6 +58,8 @@ def test_results_have_every_fixed_key(tiny_folder, tmp_path):
         for sample in row["samples"]:
             assert row["context_tokens"] - 40 <= sample["prompt_tokens"] <= row["context_tokens"]
             assert sample["dropped_tokens"] == 0
+            assert sample["question"].endswith("?")
+            assert "prompt" not in sample
             assert 0 <= sample["answer_depth"] <= 1
     variables = on_disk["run_meta"]["variables"]
     assert variables["KEEP_RATIO"] == 0.7

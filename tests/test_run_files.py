@@ -114,7 +114,7 @@ def test_a_lock_that_is_no_file_is_a_name_that_is_taken(tmp_path):
 
 
 def test_a_journal_that_is_too_large_is_left_out(tmp_path, killed, monkeypatch, capsys):
-    monkeypatch.setattr(run_files.saved, "MAX_BYTES", 1000)
+    monkeypatch.setattr(run_files.load_results, "MAX_BYTES", 1000)
     assert RunFiles.unfinished(tmp_path, "f") is None
     assert "run_rows.jsonl is larger than" in capsys.readouterr().err
 
