@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tomllib
 
 import pytest
 
@@ -87,3 +88,15 @@ def test_an_environment_without_pip_is_made_again(make):
     (make.folder / "an environment" / "pyvenv.cfg").touch()
     assert "-m venv --clear an environment" in make()
     assert make() == ["-V"]
+
+
+def test_the_package_holds_every_file_that_its_modules_read():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packed = {
+        path
+        for package, patterns in project["tool"]["setuptools"]["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    there = {p for name in ("kv_compression", "longctx") for p in (ROOT / name).rglob("*.*")}
+    assert packed == {path for path in there if path.suffix not in (".py", ".pyc")}
