@@ -265,6 +265,9 @@ def test_pareto_front_is_what_no_other_run_beats(opened, tmp_path):
         wanted = [point for point in points if not any(beats(one, point) for one in points)]
         front = chromium.run(f"paretoFront({json.dumps(points)})")
         assert sorted(map(str, front)) == sorted(map(str, wanted))
+        turned = [point | {"cost": 9 - point["cost"]} for point in points]
+        front = chromium.run(f"paretoFront({json.dumps(turned)}, true)")
+        assert sorted(9 - point["cost"] for point in front) == sorted(p["cost"] for p in wanted)
 
 
 @needs_browser
