@@ -1,5 +1,9 @@
+import copy
+import functools
+import gc
 import os
 import signal
+from pathlib import Path
 
 # Two workers on two cores: more threads would only wait for each other. Set before torch is
 # imported, and for the processes that tests start: sums in another order could mean other tokens.
@@ -20,6 +24,37 @@ from tests.models import tiny
 # A shell without job control starts what is in its background with Ctrl-C ignored, and the
 # processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# A run reads its tokenizer anew, which takes longer than its requests on a tiny model.
+_read_tokenizer = AutoTokenizer.from_pretrained
+
+
+@functools.cache
+def _tokenizer(path, _, options):
+    return _read_tokenizer(path, **dict(options))
+
+
+def _tokenizer_once(path, **options):
+    """A copy of the one that was read from the same files before; its settings are its own."""
+    files = [(file, file.stat()) for file in Path(path).glob("*.j*")]
+    key = [(str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in files]
+    if not key:
+        return _read_tokenizer(path, **options)
+    return copy.copy(_tokenizer(str(path), tuple(sorted(key)), tuple(sorted(options.items()))))
+
+
+AutoTokenizer.from_pretrained = _tokenizer_once
+
+
+def pytest_collection_finish():
+    # Each run collects what earlier ones left; what was imported needs no look at every time.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 def pytest_addoption(parser):
@@ -72,4 +107,5 @@ def tiny_folder(builtin_tokenizer, tmp_path_factory):
     model.generation_config.eos_token_id = builtin_tokenizer.eos_token_id
     model.save_pretrained(folder)
     builtin_tokenizer.save_pretrained(folder)
+    os.environ["WARM_MODEL"] = str(folder)  # of tests/preload.py
     return folder

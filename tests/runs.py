@@ -7,6 +7,7 @@ from pathlib import Path
 
 import narrativeqa_eval
 from longctx import config, runner
+from tests import warm
 
 ROOT = Path(__file__).parents[1]
 TIMINGS = ("_ms", "_per_s", "ms_per_token", "load_s", "wall_s", "run_id", "latency")
@@ -49,6 +50,13 @@ def start(tiny_folder, logdir, launcher=(), program=None, **changes):
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def fork(tiny_folder, logdir, script="narrativeqa_eval.py", **changes):
+    """The process of a run as `start` makes it, but already warm."""
+    variables = {"PYTHONWARNINGS": "ignore"} | environ(tiny_folder, logdir, **changes)
+    folder = logdir.parent / f"{logdir.name}-streams-{os.urandom(4).hex()}"
+    return warm.Process(folder, [script], variables, cwd=ROOT)
 
 
 def without_timings(value):

@@ -13,7 +13,7 @@ from longctx.config import Launch, SettingError
 from longctx.distributed import Processes
 from longctx.preflight import placed
 from longctx.settings import Settings
-from tests.runs import run, start, without_timings
+from tests.runs import fork, run, start, without_timings
 
 pytestmark = pytest.mark.model
 
@@ -35,6 +35,18 @@ def finished(process, folder):
     return json.loads(path.read_text())
 
 
+def two(tiny_folder, folder, **settings):
+    """The first of two processes that meet as torchrun would have them."""
+    launch = {
+        "TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+        "WORLD_SIZE": "2",
+    }  # fmt: skip
+    first, _ = (
+        fork(tiny_folder, folder, **settings, **launch, RANK=rank, LOCAL_RANK=rank) for rank in "01"
+    )
+    return first
+
+
 def comparable(rows):
     return [without_timings(row) for row in rows]
 
@@ -46,14 +58,13 @@ def test_shares_of_the_samples_and_parts_of_the_model_give_the_results_of_one(
     settings = {"N_SAMPLES": "7", "BATCH_SIZE": "2", "KV_MODE": "l2", "PRUNE_AFTER": "0"}
     one = run(tiny_folder, tmp_path / "one", **settings)
     folder = tmp_path / "shares"
-    shares = finished(start(tiny_folder, folder, (*TWO, free_port()), **settings), folder)
+    shares = finished(two(tiny_folder, folder, **settings), folder)
     assert comparable(shares["rows"]) == comparable(one["rows"])
     for mine, theirs in zip(shares["ctx_summaries"], one["ctx_summaries"], strict=True):
         assert (mine.pop("n_processes"), theirs.pop("n_processes")) == (2, 1)
         assert without_timings(mine) == without_timings(theirs)
     folder = tmp_path / "parts"
-    launcher = (*TWO, free_port())
-    parts = finished(start(tiny_folder, folder, launcher, TP_PLAN="auto", **settings), folder)
+    parts = finished(two(tiny_folder, folder, TP_PLAN="auto", **settings), folder)
     tokens = [[sample["output"] for row in full["rows"] for sample in row["samples"]]
               for full in (one, parts)]  # fmt: skip
     assert tokens[0] == tokens[1]

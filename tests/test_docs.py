@@ -3,9 +3,7 @@
 import importlib
 import itertools
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -15,7 +13,7 @@ from kv_compression import attention, methods, plugins
 from kv_compression.generation import generate
 from kv_compression.pruning import Pruning
 from longctx import quantization
-from tests import docs, models, runs
+from tests import docs, models, runs, warm
 from tests.test_attention import HEADS, worst_error
 
 TEXT = (docs.ROOT / "docs" / "extending.md").read_text()
@@ -55,18 +53,17 @@ def variables(heading, folder):
 
 def script(path, folder, tiny_folder, settings):
     """A script's run in a process of its own, in `folder`: its full results."""
-    environment = os.environ | {"PYTHONPATH": str(docs.ROOT), "PYTHONWARNINGS": "ignore"}
-    logdir = folder / "logs" / str(len(list(folder.glob("logs/*"))))
+    number = str(len(list(folder.glob("logs/*"))))
+    logdir = folder / "logs" / number
     tiny = runs.environ(tiny_folder, logdir, CONTEXTS=None, DATASET_ID=None, N_SAMPLES=None)
-    ended = subprocess.run(
-        [sys.executable, path],
+    process = warm.Process(
+        folder / "streams" / number,
+        [path],
+        {"PYTHONWARNINGS": "ignore"} | tiny | settings,
         cwd=folder,
-        env=environment | tiny | settings,
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    assert ended.returncode == 0, ended.stderr
+    _, notes = process.communicate()
+    assert process.returncode == 0, notes
     (full,) = logdir.glob("*_full.json")
     return json.loads(full.read_text())
 

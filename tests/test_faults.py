@@ -1,7 +1,6 @@
 """Each fault that a run can meet: what is on disk afterwards, and that nothing finished is lost."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -23,7 +22,7 @@ from longctx import (
 )
 from longctx.config import SettingError
 from longctx.run_files import RunFiles
-from tests.runs import environ, run, start, without_timings
+from tests.runs import environ, fork, run, without_timings
 
 pytestmark = pytest.mark.model
 
@@ -239,7 +238,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_is_there(tiny_folder, tmp_p
 )
 def test_an_interrupted_run_writes_what_is_there_and_goes_on(tiny_folder, tmp_path, number, code):
     settings = {"N_SAMPLES": "40", "MAX_NEW_TOKENS": "20"}
-    process = start(tiny_folder, tmp_path, **settings)
+    process = fork(tiny_folder, tmp_path, **settings)
     while process.poll() is None:
         journals = list(tmp_path.glob("*_rows.jsonl"))
         if journals and len(journals[0].read_text().splitlines()) > 3:
@@ -261,36 +260,24 @@ def test_an_interrupted_run_writes_what_is_there_and_goes_on(tiny_folder, tmp_pa
     assert len(resumed["rows"]) == 80
 
 
-def _killed_child(values):
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    task = narrativeqa_eval.TASK
-    runner.Run(task, *config.read(task.settings, values)).execute()
-
-
 @pytest.mark.timeout(400)
 def test_thirty_kills_lose_no_finished_row_and_repeat_none(tiny_folder, tmp_path):
     settings = {"N_SAMPLES": "60", "CONTEXTS": "100,130", "MAX_NEW_TOKENS": "4"}
     unbroken = run(tiny_folder, tmp_path / "unbroken", **settings)
     broken = tmp_path / "broken"
-    values = environ(tiny_folder, broken, RESUME="1", **settings)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preload"])
     rng, rows, kills = random.Random(0), [], 0
     while kills < 30:
-        child = context.Process(target=_killed_child, args=(values,))
-        child.start()
+        child = fork(tiny_folder, broken, RESUME="1", **settings)
         # Most of the time goes by before the first row; wait for new ones, then for a moment.
         ends_at = time.monotonic() + 60
-        while child.is_alive() and time.monotonic() < ends_at:
+        while child.poll() is None and time.monotonic() < ends_at:
             journals = list(broken.glob("*_rows.jsonl"))
             if journals and journals[0].read_bytes().count(b"\n") > len(rows) + 1:
                 break
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
-        child.kill()
-        child.join()
-        kills += child.exitcode == -signal.SIGKILL
+        child.send_signal(signal.SIGKILL)
+        kills += child.wait() == -signal.SIGKILL
         journals = list(broken.glob("*_rows.jsonl"))
         if not journals:
             break

@@ -1,9 +1,7 @@
 """Whole runs of `narrativeqa_eval.py` on a tiny model: results, resume, bad settings."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -14,7 +12,7 @@ from transformers import LlamaForCausalLM
 import longbench_kv_eval
 import narrativeqa_eval
 from longctx import cli, config, models, requests, results, run_metadata, runner, tables
-from tests.runs import ROOT, environ, run, without_timings
+from tests.runs import ROOT, environ, fork, run, without_timings
 
 pytestmark = pytest.mark.model
 
@@ -219,12 +217,7 @@ def test_a_killed_run_resumes_to_the_results_of_an_unbroken_one(tiny_folder, tmp
     settings = {"N_SAMPLES": "15", "MAX_NEW_TOKENS": "20"}
     unbroken = run(tiny_folder, tmp_path / "unbroken", **settings)
     broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        [sys.executable, "narrativeqa_eval.py"],
-        cwd=ROOT,
-        env=os.environ | environ(tiny_folder, broken, **settings),
-        stderr=subprocess.DEVNULL,
-    )
+    process = fork(tiny_folder, broken, **settings)
     while process.poll() is None:
         journals = list(broken.glob("*_rows.jsonl"))
         if journals and len(journals[0].read_text().splitlines()) > 5:

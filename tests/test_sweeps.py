@@ -16,7 +16,7 @@ from longctx import config, models, quantization, runner, sweep
 from longctx.cells import Outcome, grid, read, task_of
 from longctx.config import CannotRunError
 from longctx.shared_resources import SharedResources
-from tests import runs
+from tests import runs, warm
 from tests.runs import ROOT, environ, without_timings
 
 SWEEPS = sorted(path.name for path in (ROOT / "studies").glob("[a-z]*.sh"))
@@ -271,14 +271,26 @@ def test_an_interrupted_sweep_ends_complete(
     # Quality sweeps have the full cache in any case.
     settings |= {"RATIOS": "0.5" if name == "quality" else "1.0 0.5"} | lists
 
-    process = subprocess.Popen(
-        ["bash", str(ROOT / "studies" / f"{name}.sh")],
-        env=os.environ | {"PYTHONWARNINGS": "ignore"} | settings,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    lines, environment = lines_of(f"{name}.sh", tmp_path, **settings)
+    (tmp_path / "lines").write_text("\n".join(lines))
+    if name == "kv":
+        process = subprocess.Popen(
+            ["bash", str(ROOT / "studies" / f"{name}.sh")],
+            env=os.environ | {"PYTHONWARNINGS": "ignore"} | settings,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    else:
+        # As the script would start it, which takes longer than its runs.
+        process = warm.Process(
+            tmp_path / "streams",
+            ["-m", "longctx.sweep"],
+            environment,
+            cwd=ROOT,
+            stdin=tmp_path / "lines",
+        )
     while not (list(tmp_path.rglob("*_full.json")) and list(tmp_path.rglob("*_rows.jsonl"))):
         assert process.poll() is None
         time.sleep(0.01)
@@ -287,8 +299,7 @@ def test_an_interrupted_sweep_ends_complete(
     assert process.returncode == 130, notes
     before = set(tmp_path.rglob("*_full.json"))
     assert 1 <= len(before) < runs_in_all
-    # The second time in this process: starting another one takes longer than its runs.
-    lines, environment = lines_of(f"{name}.sh", tmp_path, **settings)
+    # The second time in this process.
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
     assert sweep.run_all(read(lines)) == 0
