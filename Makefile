@@ -1,6 +1,7 @@
 # make setup   virtual environment, packages, WordNet, built-in model
 # make demo    NarrativeQA on the built-in model and pass keys in stories, pruned and not, compared
 # make demo-all  all three scripts on the built-in model and synthetic data
+# make check   lint, types and the tests that need no model: for the loop of work
 # make test    lint, types and tests
 # make lock    requirements*.lock again, after a change of requirements*.txt
 # LOCKED=1     packages by hash, from requirements*.lock: what CI does
@@ -22,7 +23,7 @@ DEMO := $(ON_BUILTIN) DATASET_ID=synthetic-passkey CONTEXTS=512,1024 N_SAMPLES=6
 	MAX_NEW_TOKENS=12 WARMUP=0 LOGDIR=logs/demo
 DEMO_ALL := $(ON_BUILTIN) DATASET_ID=synthetic CONTEXTS=512,1024 N_SAMPLES=8 LOGDIR=logs/demo-all
 
-.PHONY: setup packages demo demo-all test lint gpu-test dev dev-packages lock clean
+.PHONY: setup packages demo demo-all check test lint gpu-test dev dev-packages lock clean
 
 # torch is not locked: builds of one version for CPUs and for each CUDA differ in hash and packages.
 REQUIREMENTS := requirements.txt $(if $(LOCKED),requirements.lock requirements-build.lock)
@@ -88,6 +89,9 @@ lint: dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pylint --disable=all --enable=duplicate-code --min-similarity-lines=6 --score=n *_eval.py
+
+check: lint
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow and not model" $(PYTEST_FLAGS)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow" -rs $(PYTEST_FLAGS)
