@@ -221,7 +221,8 @@ def test_each_length_is_compared_with_itself():
     assert (short.other, long.other) == (pytest.approx(0.4), pytest.approx(0.1))
     assert short.n_documents == 1  # which only the other run's results say
     short, long = (paired.cost_ratios(first, second, n, 0) for n in (512, 1024))
-    assert [(cost.name, cost.unit, cost.decimals) for cost in short] == [
+    shown = [(c.figure.name, c.figure.unit, c.figure.shown["compare"]) for c in short]
+    assert shown == [
         ("TTFT", "ms", 1),
         ("decode", "ms/token", 2),
         ("latency", "ms", 1),
