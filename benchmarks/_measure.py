@@ -15,7 +15,7 @@ from kv_compression.generation import Generation
 from kv_compression.measure import Stopwatch, synchronize
 from kv_compression.pruning import Pruning
 from longctx import config, models
-from longctx.results import gigabytes
+from longctx.figures import gigabytes
 from longctx.settings import Settings
 
 Result = TypeVar("Result")

@@ -26,7 +26,7 @@ from benchmarks._report import Lines, Report, Row
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.prefill import layered
-from longctx.results import gigabytes
+from longctx.figures import gigabytes
 from longctx.tables import figure
 
 _PREFILL_ROWS = 6144  # layer by layer, so that a large batch's prefill is not what fails

@@ -22,7 +22,7 @@ from benchmarks._report import Lines, Report, Row
 from flex_pipeline import masks
 from flex_pipeline.masked_attention import MaskedFlex
 from kv_compression.generation import generate
-from longctx.results import gigabytes
+from longctx.figures import gigabytes
 from longctx.tables import figure
 
 

@@ -32,7 +32,7 @@ from benchmarks._report import Lines, Report, Row
 from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.generation import generate
 from longctx import config, models
-from longctx.results import gigabytes
+from longctx.figures import gigabytes
 from longctx.settings import Settings
 
 _NO_KVPRESS = "not installed here: name the Python of an environment that has it with --python"

@@ -28,8 +28,8 @@ from benchmarks._report import Lines, Report, Row
 from kv_compression import methods
 from kv_compression.generation import generate
 from kv_compression.measure import PeakMemory, synchronize
+from longctx.figures import gigabytes
 from longctx.models import weight_bytes
-from longctx.results import gigabytes
 from longctx.tables import figure
 
 _SKIP_LAYERS = (0, 1)

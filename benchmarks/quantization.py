@@ -25,8 +25,8 @@ from benchmarks import _measure, _report
 from benchmarks._report import Lines, Report, Row
 from kv_compression.generation import generate
 from longctx import config, models, quantization, synthetic
+from longctx.figures import gigabytes
 from longctx.prompts import PromptBuilder
-from longctx.results import gigabytes
 from longctx.run_metadata import model_name
 from longctx.settings import Settings
 

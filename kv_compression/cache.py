@@ -14,7 +14,8 @@ from typing import Any, overload
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, QuantizedLayer
 
-from kv_compression.layer import NOTHING_SPECIAL, PrunedLayer
+from kv_compression.incoming import NOTHING_SPECIAL
+from kv_compression.layer import PrunedLayer
 from kv_compression.measure import Stopwatch
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning, check_skip_layers
@@ -77,7 +78,7 @@ class PrunedCache(DynamicCache):
     ) -> KeyValue:
         """Append tokens to a layer; returns what it now stores (see `PrunedLayer.update`)."""
         self.newest = self.layers[layer_idx]
-        return self.newest.update(key_states, value_states, self.incoming)
+        return self.newest.update(key_states, value_states, incoming=self.incoming)
 
     def hide(self, rows: Sequence[int]) -> None:
         """Let the tokens to come see nothing of what these rows of the batch store."""

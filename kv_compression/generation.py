@@ -1,7 +1,7 @@
 """Prefill, compress, decode: the one loop that every mode runs through, and its clock."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from kv_compression.attention import Backend
 from kv_compression.attention_hook import refuse_window, use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.decode_graph import DecodeGraphs
+from kv_compression.greedy import answers_of, checked, eager_steps, log_probs, most_probable
 from kv_compression.measure import PeakMemory, Stopwatch, synchronize
 from kv_compression.prefill import layered
 from kv_compression.prefill.last_layer import last_token_alone
@@ -80,17 +81,10 @@ def stop_token_ids(
     return frozenset([declared] if isinstance(declared, int) else declared)
 
 
-def _greedy(logits: torch.Tensor) -> tuple[torch.Tensor, list[list[int]]]:
-    """Most probable token of each row of (B, V), and on the host with whether logits are NaN."""
-    highest, next_token = logits.max(dim=-1)  # a NaN is above everything
-    # One transfer for both: each waits for the device.
-    return next_token, torch.stack([next_token, highest.isnan()], dim=1).tolist()
-
-
 def _check_prefill(model: PreTrainedModel, prefill_chunk: int | None) -> None:
     """Raises ValueError for a prefill one layer at a time that `model` cannot have."""
-    if prefill_chunk is not None and (obstacle := layered.reason_unsupported(model)):
-        raise ValueError(f"no prefill one layer at a time: {obstacle}")
+    if prefill_chunk is not None and (problem := layered.reason_unsupported(model)):
+        raise ValueError(f"no prefill one layer at a time: {problem}")
 
 
 def _check_request(
@@ -112,52 +106,6 @@ def _check_request(
     if problem:
         raise ValueError(f"no decode step can be captured: {problem}")
     refuse_window(graphs.window, shape[1] + max_new_tokens - 1)
-
-
-def _eager_steps(
-    step: Callable[[torch.Tensor], torch.Tensor], next_token: torch.Tensor
-) -> Iterator[list[list[int]]]:
-    """For each step and row its token and whether its logits are NaN; `step` is a forward."""
-    while True:
-        next_token, known = _greedy(step(next_token[:, None]))
-        yield known
-
-
-def _answers(
-    steps: Iterator[list[list[int]]],
-    first_tokens: Sequence[int],
-    max_new_tokens: int,
-    stop_tokens: Collection[int],
-    on_tokens: Callable[[list[int]], None] | None = None,
-) -> list[list[int]]:
-    """Each row's tokens, from its first one to a stop token or the last one allowed."""
-    answers = [[token] for token in first_tokens]
-    if on_tokens:
-        on_tokens(list(first_tokens))
-    for place in range(2, max_new_tokens + 1):
-        if all(answer[-1] in stop_tokens for answer in answers):
-            break
-        tokens = _checked(next(steps), place)
-        if on_tokens:
-            on_tokens(tokens)
-        for answer, token in zip(answers, tokens, strict=True):
-            if answer[-1] not in stop_tokens:
-                answer.append(token)
-    return answers
-
-
-def _checked(known: list[list[int]], place: int) -> list[int]:
-    """Each row's token. Raises FloatingPointError for NaN, which has no most probable token."""
-    if any(is_nan for _, is_nan in known):
-        raise FloatingPointError(f"the model's logits are NaN at new token {place}")
-    return [token for token, _ in known]
-
-
-def _log_probs(logits: torch.Tensor, tokens: Sequence[int]) -> list[list[float]]:
-    """Log-probabilities of `tokens` in each row of (B, V), in float32; nothing is done for none."""
-    if not tokens:
-        return [[] for _ in logits]
-    return logits.float().log_softmax(dim=-1)[:, list(tokens)].tolist()
 
 
 class _Forward:
@@ -216,8 +164,8 @@ def _prefill(forward: _Forward, chunks: Sequence[tuple[torch.Tensor, list[int]]]
             logits = forward(*chunks[0])
         for tokens, padding in chunks[1:]:
             logits = forward(tokens, padding)
-        next_token, known = _greedy(logits)
-        first_tokens = _checked(known, place=1)
+        next_token, known = most_probable(logits)
+        first_tokens = checked(known, place=1)
         ttft_ms = (time.perf_counter() - began) * 1e3
     return _Prefilled(logits, next_token, first_tokens, ttft_ms, document.total_ms())
 
@@ -234,11 +182,11 @@ def _decode(
     began = time.perf_counter()
     if graphs is None:
         step = rope_length.lengthening(forward.model, forward.cache, forward)
-        steps = _eager_steps(step, first.next_token)
+        steps = eager_steps(step, first.next_token)
     else:
         layers = forward.cache.layers
         steps = graphs.steps(layers, first.next_token, forward.seen_tokens, max_new_tokens - 1)
-    answers = _answers(steps, first.first_tokens, max_new_tokens, stop_tokens, on_tokens)
+    answers = answers_of(steps, first.first_tokens, max_new_tokens, stop_tokens, on_tokens)
     ended = time.perf_counter()
     return answers, (ended - began) * 1e3 if max(map(len, answers)) > 1 else 0.0
 
@@ -333,5 +281,5 @@ def generate(
         decode_mode="" if max_new_tokens == 1 else "eager" if graphs is None else "graph",
         capture_ms=capture_ms,
         prefill_mode="whole" if prefill_chunk is None else "layered",
-        choice_log_probs=_log_probs(first.logits, choice_tokens),
+        choice_log_probs=log_probs(first.logits, choice_tokens),
     )

@@ -43,13 +43,11 @@ def generate_with_l2_compress(
     prompt that is all question.
     """
     pruning = Pruning(L2(), keep_ratio, prune_after, tuple(skip_layers or ()))
-    longest = inputs if isinstance(inputs, torch.Tensor) else inputs["input_ids"]
-    if keep_ratio < 1 and longest.shape[1] < prune_after:
-        warnings.warn(
-            f"nothing is pruned: the prompt's {longest.shape[1]} tokens are fewer than "
-            f"prune_after={prune_after}",
-            stacklevel=2,
-        )
+    input_ids = inputs if isinstance(inputs, torch.Tensor) else inputs["input_ids"]
+    tokens = input_ids.shape[1]
+    if keep_ratio < 1 and tokens < prune_after:
+        problem = f"the prompt's {tokens} tokens are fewer than prune_after={prune_after}"
+        warnings.warn(f"nothing is pruned: {problem}", stacklevel=2)
     output_ids, result = run(
         model,
         inputs,

@@ -1,11 +1,11 @@
 """One cache layer that prunes itself: in the prefill, and while it decodes if asked to."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from kv_compression.incoming import NOTHING_SPECIAL, Incoming
 from kv_compression.measure import Stopwatch
 from kv_compression.methods import StoredLayer, prompt_queries
 from kv_compression.prune_again import PruneAgain
@@ -14,24 +14,6 @@ from kv_compression.queries import LastQueries
 from kv_compression.rotary import Rotary
 from kv_compression.selection import padding_or_none, select, to_device
 from kv_compression.storage import KeyValue, QuantizedStorage, Storage
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """What the next forwards bring: `PrunedCache.expect` says it before them.
-
-    left_padding: for each row the padding tokens before its new tokens, in a batch that follows the
-        prompt; None for none. (The prompt's own padding is the layer's from the start.)
-    prompt_tokens: length of a padded prompt that is written in several chunks; None: in one.
-    last_query_only: of the last layer's attention only the last query's output is read.
-    """
-
-    left_padding: tuple[int, ...] | None = None
-    prompt_tokens: int | None = None
-    last_query_only: bool = False
-
-
-NOTHING_SPECIAL = Incoming()
 
 
 class PrunedLayer(DynamicLayer):
@@ -89,11 +71,14 @@ class PrunedLayer(DynamicLayer):
         self,
         key_states: torch.Tensor,
         value_states: torch.Tensor,
-        incoming: Incoming = NOTHING_SPECIAL,
         *args: object,
+        incoming: Incoming = NOTHING_SPECIAL,
         **kwargs: object,
     ) -> KeyValue:
-        """Append tokens, (B, H, Q, D) each; returns all keys and values that are now stored."""
+        """Append tokens, (B, H, Q, D) each; returns all keys and values that are now stored.
+
+        What else a model hands to its cache (`args`, `kwargs`) says nothing here.
+        """
         new_tokens = key_states.shape[2]
         if not self.is_initialized:
             self._begin(key_states, value_states, incoming.prompt_tokens)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longctx import config, redaction
-from longctx.config import CannotRunError, SettingError, SettingErrors
+from longctx.config import CannotRunError, SettingError
 
 if TYPE_CHECKING:
     from longctx.task import Task
@@ -123,6 +123,5 @@ def axes_of(settings: type, assignments: Sequence[str]) -> dict[str, list[str]]:
             except SettingError as error:
                 problems.append(error)
         axes[name] = values
-    if problems:
-        raise problems[0] if len(problems) == 1 else SettingErrors(problems)
+    config.raise_any(problems)
     return axes

@@ -52,6 +52,12 @@ class SettingErrors(CannotRunError):
         self.problems = problems
 
 
+def raise_any(problems: list[SettingError]) -> None:
+    """Raises the SettingError, or SettingErrors where there are several."""
+    if problems:
+        raise problems[0] if len(problems) == 1 else SettingErrors(problems)
+
+
 def variable(
     default: Any,
     help: str,
@@ -293,8 +299,7 @@ def _parsed(declared: Iterable[Variable], texts: Mapping[str, str]) -> dict[str,
             values[known.name] = known.parse(texts[known.name]) if is_given else known.default
         except SettingError as error:
             problems.append(error)
-    if problems:
-        raise problems[0] if len(problems) == 1 else SettingErrors(problems)
+    raise_any(problems)
     return values
 
 

@@ -217,9 +217,14 @@ def shown(place: str) -> list[Figure]:
     return [figure for figure in FIGURES if place in figure.shown]
 
 
-def measured() -> list[Figure]:
+def of_rows() -> list[Figure]:
     """The figures that every row of a request has."""
     return [figure for figure in FIGURES if figure.measure is not None]
+
+
+def measured(request: Request) -> dict[str, float | None]:
+    """The figures of a request's row."""
+    return {f.key: f.measure(request) for f in FIGURES if f.measure is not None}
 
 
 def summary_of_requests(

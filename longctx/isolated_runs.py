@@ -43,13 +43,12 @@ def run(
                     running[gpu] = _Running(waiting.pop(0), gpu)
             time.sleep(_POLL_S)
             for gpu, one in list(running.items()):
-                is_late = timeout_s is not None and one.seconds > timeout_s
-                if one.process.poll() is None and not is_late:
+                is_running = one.process.poll() is None
+                if is_running and (timeout_s is None or one.seconds <= timeout_s):
                     continue
-                is_hung = one.process.poll() is None
                 one.end()
                 del running[gpu]
-                yield one.cell, one.outcome(f"ended after {timeout_s:g} s" if is_hung else None)
+                yield one.cell, one.outcome(f"ended after {timeout_s:g} s" if is_running else None)
     finally:
         for one in running.values():
             one.signal(signal.SIGTERM)

@@ -213,7 +213,11 @@ def cost_ratios(
         sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         interval = statistics.ratio_interval(*sides, seed)
         if not shared:
-            sides = figure.values(first.values()), figure.values(second.values())
+            # As above: a cost of 0 is none that anything could be a multiple of.
+            sides = (
+                list(filter(None, figure.values(first.values()))),
+                list(filter(None, figure.values(second.values()))),
+            )
         medians = [statistics.percentile(side, 50) for side in sides]
         if medians[0] is not None and medians[1] is not None:
             both = medians[0], medians[1]

@@ -1,6 +1,6 @@
 """What readers rely on in a run's files: the type of every field that any of them uses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -142,8 +142,10 @@ def check(full: Any) -> None:
         _Full.model_validate(full, strict=True)
     names = full["run_meta"]["score_names"]
     groups = full["run_meta"].get("groups", ())
+    numbers = {*figures.groups(names), *_OTHER_NUMBERS}
+    numbers |= {key for figure in figures.FIGURES for key in figure.summary_keys}
     for place, summary in enumerate(full["ctx_summaries"]):
-        _check_summary(summary, f"ctx_summaries.{place}", names)
+        _check_summary(summary, f"ctx_summaries.{place}", numbers)
         for key in (f"{name}_by_{group}" for name in names for group in groups):
             with _named(f"ctx_summaries.{place}.{key}"):
                 _GROUPS.validate_python(summary.get(key), strict=True)
@@ -164,7 +166,7 @@ def check_row(row: Any, meta: dict[str, Any]) -> None:
         if known.success:
             _AnsweredRow.model_validate(row, strict=True)
     _check_row(row, "row", meta["score_names"])
-    for figure in figures.measured() if known.success else []:
+    for figure in figures.of_rows() if known.success else []:
         if figure.statistics and figure.key not in row:
             raise _wrong("row", figure.key, "there")
     keys = {*meta["score_names"], *meta.get("groups", ())}
@@ -186,9 +188,8 @@ def _named(place: str) -> Iterator[None]:
         raise UnusableFileError(" ".join(problem.split())) from None
 
 
-def _check_summary(summary: dict[str, Any], place: str, names: Sequence[str]) -> None:
-    numbers = {*figures.groups(names), *_OTHER_NUMBERS}
-    numbers |= {key for figure in figures.FIGURES for key in figure.summary_keys}
+def _check_summary(summary: dict[str, Any], place: str, numbers: Collection[str]) -> None:
+    """numbers: keys of what is a number."""
     for key, value in summary.items():
         if key.endswith("_ci95"):
             is_pair = isinstance(value, list) and [type(bound) in (int, float) for bound in value]
@@ -199,7 +200,7 @@ def _check_summary(summary: dict[str, Any], place: str, names: Sequence[str]) ->
         elif key in numbers or key.endswith("_floor") or key.startswith("n_"):
             _check_number(value, place, key)
         elif isinstance(value, dict):
-            _check_summary(value, f"{place}.{key}", names)
+            _check_summary(value, f"{place}.{key}", numbers)
 
 
 def _check_row(row: dict[str, Any], place: str, names: Sequence[str]) -> None:

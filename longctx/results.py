@@ -70,8 +70,6 @@ class Summary(Identity, total=False):
     skipped_after_oom_at: int | None
 
 
-gigabytes = figures.gigabytes
-
 _UNFINISHED = ".unfinished"
 _NEW_S = 60.0  # an empty file may be about to be locked
 
@@ -92,7 +90,7 @@ def request_row(
     request = figures.Request(result, wall_ms)
     row = {
         **identity,
-        **{f.key: f.measure(request) for f in figures.FIGURES if f.measure is not None},
+        **figures.measured(request),
         "stored_tokens_per_layer": result.stored_tokens,
         "kernel_prefill": "+".join(result.kernels["prefill"]),
         "kernel_decode": "+".join(result.kernels["decode"]),
@@ -108,7 +106,7 @@ def failed_row(identity: Mapping[str, Any], error: BaseException, *, oom: bool) 
     """Row of a request that failed."""
     row = {
         **identity,
-        **{figure.key: None for figure in figures.measured()},
+        **dict.fromkeys(figure.key for figure in figures.of_rows()),
         "success": False,
         "error": f"{type(error).__name__}: {redaction.reason(error)}",
         "oom": oom,

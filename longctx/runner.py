@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longctx import models, outcomes, plan, preflight, results, run_metadata, tables, tiny_model
+from longctx import figures, models, outcomes, plan, preflight, run_metadata, tables, tiny_model
 from longctx.config import CannotRunError, Environment
 from longctx.console import notice, stdout
 from longctx.distributed import Processes
@@ -104,7 +104,7 @@ class Run:
             self.samples,
             has_quality=not self.source.is_random,
             is_pruned=self.pruning is not None,
-            weights_gb=results.gigabytes(models.weight_bytes(model)),
+            weights_gb=figures.gigabytes(models.weight_bytes(model)),
         )
         tracker = Tracker(settings, files.meta, self.task.score_names, writes=workers.is_first)
         rows: list[Row] = []

@@ -32,7 +32,6 @@ class DecodeGraphs:
 
     compiled: let torch compile the model's forward first; that takes a while, once a batch size,
         and can help models whose layers have no fused kernels here.
-    capture_ms: spent on capturing so far.
     window: tokens of the model's sliding window, beyond which a step would be wrong.
     Ask `reason_unsupported` first.
     """
@@ -43,7 +42,6 @@ class DecodeGraphs:
     def __init__(self, model: PreTrainedModel, *, compiled: bool = False):
         self.model = model
         self._compiled = torch.compile(model.forward, dynamic=False) if compiled else None
-        self.capture_ms = 0.0
         config = model.config.get_text_config()
         has_window = getattr(config, "use_sliding_window", True)
         self.window = getattr(config, "sliding_window", None) if has_window else None
@@ -72,7 +70,6 @@ class DecodeGraphs:
             # A model may do in its forward what no graph can hold, such as ask the device.
             raise CannotBeCapturedError(f"its step cannot be captured: {error}") from error
         self._steps[len(token)] = step
-        self.capture_ms += capture_ms
         return capture_ms
 
     def steps(
