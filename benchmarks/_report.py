@@ -15,6 +15,7 @@ from benchmarks import _measure
 from kv_compression import out_of_memory
 from longctx import config, environment, redaction
 from longctx.console import printable
+from longctx.errors import CannotRunError
 from longctx.results import plain, write_whole
 from longctx.run_metadata import model_name
 from longctx.tables import figure, markdown
@@ -128,7 +129,7 @@ def main(
     if arguments.table is None:
         try:
             measure(arguments, Report(arguments))
-        except config.CannotRunError as error:
+        except CannotRunError as error:
             made.error(str(error))
     if not arguments.output.is_file():
         made.error(f"no results in {arguments.output}")

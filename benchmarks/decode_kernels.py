@@ -26,7 +26,7 @@ from benchmarks import _measure, _report
 from benchmarks._report import Lines, Report, Row
 from kv_compression.decode_graph.table import LayerTable
 from kv_compression.decode_graph.weights import Weight
-from longctx.config import CannotRunError
+from longctx.errors import CannotRunError
 
 if TYPE_CHECKING:
     # Triton comes with torch for CUDA alone.

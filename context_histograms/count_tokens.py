@@ -50,8 +50,9 @@ from longctx import (
     synthetic,
     tables,
 )
-from longctx.config import CannotRunError, Environment, SettingError, variable
+from longctx.config import Environment, variable
 from longctx.console import notice, printable, stderr, stdout
+from longctx.errors import CannotRunError, SettingError
 from longctx.settings import PositiveInt, redefault
 
 FIT_TOKENS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from longctx.config import SettingError
 from longctx.data import Record
+from longctx.errors import SettingError
 from longctx.records import text_of
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from context_histograms.count_tokens import Result, samples_by_tokens
 from longctx import data, results
-from longctx.config import CannotRunError
+from longctx.errors import CannotRunError
 from longctx.settings import Settings
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from longctx import cells, config, console, sweep
 from longctx.cells import ROOT, Cell
-from longctx.config import CannotRunError
+from longctx.errors import CannotRunError
 
 
 def listed(path: str) -> list[dict[str, str]]:

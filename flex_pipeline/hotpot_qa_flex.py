@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import hotpotqa_eval
 from flex_pipeline import masks
 from longctx.cli import main
-from longctx.config import SettingError, variable
+from longctx.config import variable
+from longctx.errors import SettingError
 from longctx.settings import NaturalInt, PositiveInt, redefault
 
 if TYPE_CHECKING:

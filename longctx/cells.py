@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longctx import config, redaction
-from longctx.config import CannotRunError, SettingError
+from longctx.errors import CannotRunError, SettingError, raise_any
 
 if TYPE_CHECKING:
     from longctx.task import Task
@@ -123,5 +123,5 @@ def axes_of(settings: type, assignments: Sequence[str]) -> dict[str, list[str]]:
             except SettingError as error:
                 problems.append(error)
         axes[name] = values
-    config.raise_any(problems)
+    raise_any(problems)
     return axes

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Any
 
-from longctx.config import CannotRunError
+from longctx.errors import CannotRunError
 from longctx.redaction import reason
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from longctx import config, console, settings_help
-from longctx.config import CannotRunError
+from longctx.errors import CannotRunError
 from longctx.interrupt import Terminated, sigterm_raises
 
 if TYPE_CHECKING:

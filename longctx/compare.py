@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from longctx import config, console, load_results, paired, run_differences, tables
-from longctx.config import CannotRunError, SettingError
 from longctx.console import notice, stdout
+from longctx.errors import CannotRunError, SettingError
 from longctx.load_results import FullResults
 
 Names = tuple[str, str]

@@ -21,41 +21,14 @@ from pydantic import TypeAdapter, ValidationError
 from kv_compression import methods
 from longctx import console, quantization, redaction
 from longctx.console import notice
+from longctx.errors import SettingError, raise_any
+from longctx.launch import Launch
 
 Choices = tuple[str, ...] | Callable[[], tuple[str, ...]]
 AnySettings = TypeVar("AnySettings")
 
 GROUPS = ("what is run", "attention", "KV cache", "weights", "speed", "runs")
 """Headings of `--help`, in its order."""
-
-
-class CannotRunError(ValueError):
-    """What keeps a run from starting; the message is one line for the person at the terminal."""
-
-
-class SettingError(CannotRunError):
-    """A setting that cannot be used; what has the shape of a secret is masked.
-
-    example: lines of what can be, shown below the error.
-    """
-
-    def __init__(self, variable: str, value: object, problem: str, example: str = ""):
-        super().__init__(redaction.masked(f"{variable}={value}: {problem}"))
-        self.example = example
-
-
-class SettingErrors(CannotRunError):
-    """Several settings that cannot be used."""
-
-    def __init__(self, problems: list[SettingError]):
-        super().__init__("; ".join(map(str, problems)))
-        self.problems = problems
-
-
-def raise_any(problems: list[SettingError]) -> None:
-    """Raises the SettingError, or SettingErrors where there are several."""
-    if problems:
-        raise problems[0] if len(problems) == 1 else SettingErrors(problems)
 
 
 def variable(
@@ -191,23 +164,6 @@ def variables(cls: type) -> list[Variable]:
         for name in quantization.names():
             found += _declared(quantization.quantization_class(name), ("QUANT_MODE", name), group)
     return found
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What torchrun says of this process: its rank, of how many, and its rank on this machine."""
-
-    rank: int = 0
-    count: int = 1
-    local_rank: int = 0
-
-    @classmethod
-    def of(cls, environ: Mapping[str, str]) -> "Launch":
-        """One process alone where torchrun has not started it."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        if "TORCHELASTIC_RUN_ID" not in environ:
-            return cls()
-        return cls(*(int(environ[name]) for name in names))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from longctx import hub
-from longctx.config import SettingError
 from longctx.console import notice
+from longctx.errors import SettingError
 from longctx.redaction import reason
 from longctx.settings import Settings
 

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from longctx.config import CannotRunError, Launch
+from longctx.errors import CannotRunError
+from longctx.launch import Launch
 
 T = TypeVar("T")
 

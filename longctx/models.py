@@ -25,8 +25,9 @@ from transformers.utils import logging
 
 from kv_compression.pruning import check_skip_layers
 from longctx import builtin, hub, weights
-from longctx.config import SettingError, tell_libraries
+from longctx.config import tell_libraries
 from longctx.console import notice
+from longctx.errors import SettingError
 from longctx.quantization import Quantization
 from longctx.redaction import reason
 from longctx.settings import Settings

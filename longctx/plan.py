@@ -12,8 +12,8 @@ from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.generation import stop_token_ids
 from kv_compression.prefill import layered
 from kv_compression.pruning import Pruning
-from longctx.config import SettingError
 from longctx.console import notice
+from longctx.errors import SettingError
 from longctx.models import ModelSource
 from longctx.prompts import Prompt, left_padded
 from longctx.settings import Settings

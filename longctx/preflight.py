@@ -11,9 +11,10 @@ import torch
 from kv_compression import attention
 from kv_compression.prefill import layered
 from kv_compression.pruning import Pruning
-from longctx.config import CannotRunError, Environment, SettingError
+from longctx.config import Environment
 from longctx.console import notice
 from longctx.distributed import Processes
+from longctx.errors import CannotRunError, SettingError
 from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization

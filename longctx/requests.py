@@ -13,9 +13,9 @@ from kv_compression import out_of_memory
 from kv_compression.decode_graph import CannotBeCapturedError
 from kv_compression.generation import Generation, generate
 from longctx import results
-from longctx.config import SettingError
 from longctx.console import notice, stderr
 from longctx.distributed import Processes
+from longctx.errors import SettingError
 from longctx.models import ModelSource
 from longctx.plan import Plan
 from longctx.prompts import Prompt, PromptBuilder

@@ -25,7 +25,7 @@ from longctx import (
     scoring,
 )
 from longctx.answers import is_answer
-from longctx.config import CannotRunError, SettingError
+from longctx.errors import CannotRunError, SettingError
 from longctx.load_results import FullResults
 from longctx.results import Row, Summary
 from longctx.task import Task

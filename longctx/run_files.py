@@ -13,8 +13,8 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 
 from longctx import journals, load_results, outcomes, result_schema, results
-from longctx.config import SettingError
 from longctx.console import notice
+from longctx.errors import SettingError
 from longctx.interrupt import held_back
 from longctx.journals import SUFFIX
 from longctx.result_schema import UnusableFileError

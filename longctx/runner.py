@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from longctx import figures, models, outcomes, plan, preflight, run_metadata, tables, tiny_model
-from longctx.config import CannotRunError, Environment
+from longctx.config import Environment
 from longctx.console import notice, stdout
 from longctx.distributed import Processes
+from longctx.errors import CannotRunError
 from longctx.interrupt import Terminated
 from longctx.requests import ContextRun, Requests
 from longctx.results import Row, Summary

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from kv_compression import out_of_memory
 from longctx import models, preflight
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
 from longctx.quantization import Quantization

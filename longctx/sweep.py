@@ -33,8 +33,8 @@ from rich.markup import escape
 
 from longctx import config, console, isolated_runs, load_results, tables
 from longctx.cells import Cell, Outcome, grid, read, task_of, written
-from longctx.config import CannotRunError
 from longctx.console import notice, stdout
+from longctx.errors import CannotRunError
 from longctx.interrupt import Terminated, sigterm_raises
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from kv_compression.attention import Backend
 from longctx import data
-from longctx.config import SettingError
 from longctx.console import notice
+from longctx.errors import SettingError
 from longctx.prompts import ContextTooShortError, Parts, PromptBuilder
 from longctx.records import RecordError
 from longctx.settings import Settings

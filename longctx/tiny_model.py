@@ -20,7 +20,7 @@ from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
 from kv_compression.pruning import Pruning
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.models import ModelSource
 from longctx.redaction import reason
 from longctx.settings import Settings

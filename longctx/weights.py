@@ -21,8 +21,8 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from longctx.config import SettingError
 from longctx.console import notice
+from longctx.errors import SettingError
 from longctx.settings import Settings
 
 _NAMED = 3  # names of tensors or files in one message

@@ -88,6 +88,18 @@ def test_model_generate_goes_on_from_a_compressed_cache(skip_layers):
     assert torch.equal(same, model.generate(input_ids, max_new_tokens=6, do_sample=False))
 
 
+def test_what_a_model_says_besides_to_its_cache_changes_nothing():
+    model, (input_ids, _) = tiny(), batch([30])
+    with torch.no_grad():
+        full = model(input_ids, use_cache=True).past_key_values
+    one, other = (l2_compress(full, keep_ratio=0.5, prune_after=0) for _ in range(2))
+    new = torch.randn(1, full.layers[0].keys.shape[1], 1, full.layers[0].keys.shape[3])
+    for mine, its in zip(
+        one.update(new, new, 0), other.update(new, new, 0, {"sin": 1}), strict=True
+    ):
+        assert torch.equal(mine, its)
+
+
 def test_several_new_tokens_over_layers_of_different_lengths_are_refused():
     model, (input_ids, _) = tiny(), batch([30])
     with torch.no_grad():

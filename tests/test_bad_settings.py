@@ -9,7 +9,7 @@ import pytest
 
 import narrativeqa_eval
 from longctx import cli, config, models
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from tests.runs import ROOT, environ, run
 
 pytestmark = pytest.mark.model

@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 import hotpotqa_eval
 from longctx import chat, config, models
 from longctx.chat import ChatTemplate, TemplateError
+from longctx.errors import SettingError
 from longctx.prompts import Parts, Prompt, PromptBuilder, left_padded
 from longctx.runner import Run
 from tests.runs import environ, run
@@ -263,5 +264,5 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_folder, tmp_path, monkeypa
         return found
 
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", smaller)
-    with pytest.raises(config.SettingError, match=r"makes token \d+, its config.json knows 1000:"):
+    with pytest.raises(SettingError, match=r"makes token \d+, its config.json knows 1000:"):
         prepared(tiny_folder, tmp_path)

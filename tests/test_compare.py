@@ -1,11 +1,12 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from longctx import compare, figures, paired, run_differences
-from longctx.config import SettingError
+from longctx import compare, console, figures, paired, run_differences
+from longctx.errors import SettingError
 from tests.saved_runs import full_results, write
 
 ROOT = Path(__file__).parents[1]
@@ -290,7 +291,21 @@ def test_a_file_that_is_missing_is_one_line_and_exit_code_2(tmp_path, monkeypatc
     )
 
 
-def test_the_logs_of_the_readme_can_be_compared(capsys):
+def test_the_readmes_first_result_is_what_compare_prints(capsys, monkeypatch):
+    monkeypatch.setattr(console.stdout, "width", 160)
+    logs = ROOT / "logs/first-result"
+    (full,), (pruned,) = logs.glob("*KVnone*_full.json"), logs.glob("*KVl2*_full.json")
+    compare.compare([full, pruned])
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    (block,) = re.findall(
+        r"^```\n(sdpa, l2.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S
+    )
+    shown = [" ".join(line.split()) for line in block.splitlines()]
+    assert len(shown) == 4
+    assert [line for line in shown if line not in printed] == []
+
+
+def test_the_logs_of_the_page_on_comparing_can_be_compared(capsys):
     logs = ROOT / "logs/narrativeqa"
     (full,) = logs.glob("smollm2-135m_sdpa_N20_B1_KVnone_*_full.json")
     (pruned,) = logs.glob("smollm2-135m_sdpa_N20_B1_KVl2_*_full.json")

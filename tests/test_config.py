@@ -7,6 +7,7 @@ import hotpotqa_eval
 import longbench_kv_eval
 import narrativeqa_eval
 from longctx import config
+from longctx.errors import SettingError
 from longctx.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -93,5 +94,5 @@ def test_defaults_of_the_other_scripts():
 
 @pytest.mark.parametrize("name", ["contexts", "max_new_tokens"])
 def test_a_scripts_own_default_is_still_checked(name):
-    with pytest.raises(config.SettingError, match="greater than or equal to 1"):
+    with pytest.raises(SettingError, match="greater than or equal to 1"):
         config.read(hotpotqa_eval.TASK.settings, {name.upper(): "0"})

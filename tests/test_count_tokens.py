@@ -11,7 +11,7 @@ import pytest
 
 from context_histograms import count_tokens, fields
 from context_histograms.count_tokens import count, summarize
-from longctx.config import SettingError
+from longctx.errors import SettingError
 
 ROOT = Path(__file__).parents[1]
 AWKWARD = [

@@ -16,7 +16,7 @@ from kv_compression.generation import generate
 from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from longctx import config, models, plan, requests
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.runner import Run
 from longctx.settings import Settings
 from tests.models import batch, tiny

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from longctx.config import Launch, SettingError
 from longctx.distributed import Processes
+from longctx.errors import SettingError
+from longctx.launch import Launch
 from longctx.preflight import placed
 from longctx.settings import Settings
 from tests.runs import fork, run, start, without_timings

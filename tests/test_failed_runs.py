@@ -6,7 +6,7 @@ import pytest
 
 import narrativeqa_eval
 from longctx import cli, config, models, runner
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from tests.runs import environ, run
 from tests.test_faults import NO_HANDLE, fail
 

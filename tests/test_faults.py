@@ -20,7 +20,7 @@ from longctx import (
     run_metadata,
     runner,
 )
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.run_files import RunFiles
 from tests.runs import environ, fork, run, without_timings
 

@@ -8,6 +8,7 @@ import pytest
 from flex_pipeline import hotpot_qa_flex, masks, patching
 from flex_pipeline.hotpot_qa_flex import TASK, attention
 from longctx import config, runner
+from longctx.errors import SettingError
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +62,7 @@ def test_every_mask_can_be_chosen_and_its_sizes_set(name, capsys):
     ],
 )
 def test_what_cannot_be_used_is_refused(variables, problem):
-    with pytest.raises(config.SettingError, match=problem):
+    with pytest.raises(SettingError, match=problem):
         attention(settings_of(**variables))
 
 

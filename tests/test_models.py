@@ -8,7 +8,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, MistralConfig
 
 from longctx import builtin, models, shapes
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.settings import Settings
 
 # Parameters of the published models.

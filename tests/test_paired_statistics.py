@@ -210,6 +210,20 @@ def test_right_and_wrong_answers_are_told_apart_in_pairs():
     assert (found.reference, found.other) == (pytest.approx(5 / 9), pytest.approx(7 / 9))
 
 
+def test_a_cost_of_0_has_no_ratio():
+    first, second = (full_results([0.5] * 3) for _ in range(2))
+    for row in first["rows"]:
+        row["kv_cache_gb"] = 0.0
+    alike = paired.cost_ratios(first, second, 512, 0)
+    for row in second["rows"]:
+        row["sample_ids"], row["samples"] = [], [row["samples"][0] | {"sample_id": "another"}]
+    no_request_shared = paired.cost_ratios(first, second, 512, 0)
+    for ratios in (alike, no_request_shared):
+        assert [ratio.figure.key for ratio in ratios] == [
+            "ttft_ms", "ms_per_token_decode", "latency_ms_total",
+        ]  # fmt: skip
+
+
 def test_each_length_is_compared_with_itself():
     first, second = (full_results([score] * 3, contexts=(512, 1024)) for score in (0.2, 0.4))
     for row in second["rows"]:

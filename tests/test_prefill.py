@@ -6,7 +6,7 @@ import pytest
 
 from flex_pipeline import hotpot_qa_flex
 from longctx import config, models, plan, preflight
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.settings import Settings
 from tests.models import tiny
 from tests.runs import run

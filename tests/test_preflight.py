@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from longctx import preflight
-from longctx.config import SettingError
 from longctx.distributed import Processes
+from longctx.errors import SettingError
 from longctx.settings import Settings
 
 

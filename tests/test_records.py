@@ -12,7 +12,7 @@ import hotpotqa_eval
 import longbench_kv_eval
 import narrativeqa_eval
 from longctx import data, task
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.records import RecordError, text_of
 from tests.runs import ROOT
 

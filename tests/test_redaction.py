@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from longctx import cells, config, console, redaction, results
-from longctx.config import CannotRunError, SettingError
+from longctx.errors import CannotRunError, SettingError
 from longctx.settings import Settings
 from tests.runs import ROOT, environ
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.report import flat
 from longctx.report.__main__ import write as write_report
 from tests.saved_runs import full_results, write

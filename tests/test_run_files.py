@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from longctx import results, run_files
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.run_files import RunFiles
 from tests.saved_runs import full_results, journal_meta, journal_row, write
 

@@ -14,7 +14,7 @@ import pytest
 from kv_compression import attention, methods
 from longctx import config, models, quantization, runner, sweep
 from longctx.cells import Outcome, grid, read, task_of
-from longctx.config import CannotRunError
+from longctx.errors import CannotRunError
 from longctx.shared_resources import SharedResources
 from tests import runs, warm
 from tests.runs import ROOT, environ, without_timings

@@ -10,7 +10,7 @@ import torch
 import hotpotqa_eval
 import longbench_kv_eval
 from longctx import cli, config, runner
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.prompts import PromptBuilder
 from longctx.task import samples_by_context
 from tests import runs

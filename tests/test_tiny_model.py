@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from longctx import models, requests, tiny_model
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.settings import Settings
 from tests.runs import run
 

@@ -14,7 +14,7 @@ from transformers.modeling_utils import is_env_variable_true
 
 import hotpotqa_eval
 from longctx import cli, console, requests, results, run_metadata
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.run_files import RunFiles
 from longctx.settings import Settings
 from tests.runs import environ, run

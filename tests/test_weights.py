@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from longctx import models, weights
-from longctx.config import SettingError
+from longctx.errors import SettingError
 from longctx.quantization import quantization_class
 from longctx.settings import Settings
 from tests.models import tiny

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from longctx import config, console, load_results, results, tables
-from longctx.config import CannotRunError, SettingError
+from longctx.errors import CannotRunError, SettingError
 from longctx.report import flat, page
 
 _SUFFIXES = (".html", ".csv", ".md")
