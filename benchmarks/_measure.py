@@ -15,7 +15,6 @@ from kv_compression.generation import Generation
 from kv_compression.measure import Stopwatch, synchronize
 from kv_compression.pruning import Pruning
 from longctx import config, models
-from longctx.figures import gigabytes
 from longctx.settings import Settings
 
 Result = TypeVar("Result")
@@ -96,16 +95,22 @@ def repeated(run: Callable[[], Result], repeats: int, seconds: float = math.inf)
     return results
 
 
-def decode_bytes(model: PreTrainedModel, kv_bytes: int) -> int:
-    """Bytes that a decode step must read: weights and stored keys and values.
+def decode_bytes(model: PreTrainedModel, cache_bytes: int, batch: int = 1) -> int:
+    """Bytes that a decode step must read: weights, stored keys and values, and states.
 
-    Of an embedding table a step reads a row, unless it is the output layer's too. The scales that
-    some quantizations keep beside their weights are not counted.
+    Of an embedding table a step reads a row, unless it is the output layer's too; of experts those
+    that its tokens are sent to, as many as so many tokens choose on average where none is
+    preferred. The scales that some quantizations keep beside their weights are not counted.
     """
     table: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     tied = table is model.get_output_embeddings().weight
-    unread = 0 if tied else table.numel() * table.element_size()
-    return models.weight_bytes(model) - unread + kv_bytes
+    unread = 0.0 if tied else float(table.nbytes)
+    config = model.config.get_text_config()
+    chosen = getattr(config, "num_experts_per_tok", None)
+    for name, weights in model.named_parameters():
+        if chosen and ".experts." in name and weights.dim() > 1:
+            unread += weights.nbytes * (1 - chosen / len(weights)) ** batch
+    return models.weight_bytes(model) - round(unread) + cache_bytes
 
 
 def limits(dtype: str) -> dict[str, Any]:
@@ -148,8 +153,3 @@ def bandwidth_ms(count: int, found: dict[str, Any]) -> float:
 def median(name: str, values: Sequence[float]) -> dict[str, Any]:
     """The median of a figure under `name`, and what it is of under `{name}_runs`."""
     return {name: statistics.median(values), f"{name}_runs": list(values)}
-
-
-def peak_gb(*peaks: int | None) -> float | None:
-    """The largest of some peaks in GB; None without a GPU."""
-    return gigabytes(max((peak for peak in peaks if peak is not None), default=None))

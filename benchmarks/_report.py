@@ -13,12 +13,12 @@ import torch
 
 from benchmarks import _measure
 from kv_compression import out_of_memory
-from longctx import config, environment, redaction
+from longctx import cli, environment, redaction
 from longctx.console import printable
 from longctx.errors import CannotRunError
 from longctx.results import plain, write_whole
 from longctx.run_metadata import model_name
-from longctx.tables import figure, markdown
+from longctx.tables import markdown, number_text
 
 Row = dict[str, Any]
 Lines = list[Sequence[str]]  # a table: its headings, then its rows
@@ -33,7 +33,6 @@ class Report:
     """
 
     def __init__(self, arguments: argparse.Namespace):
-        config.guard()
         self.path: Path = arguments.output
         script = f"benchmarks/{Path(sys.argv[0]).name}"
         self.limits: Row = _measure.limits(arguments.dtype)
@@ -77,7 +76,7 @@ def share(value: float) -> str:
 
 def cells(row: Row, *columns: tuple[str, int]) -> list[str]:
     """Figures of a row by (name, decimals); a dash for one that it does not have."""
-    return [figure(row.get(name), decimals) for name, decimals in columns]
+    return [number_text(row.get(name), decimals) for name, decimals in columns]
 
 
 def note(row: Row) -> str:
@@ -88,9 +87,7 @@ def note(row: Row) -> str:
 
 def parser(doc: str, name: str) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
-    made = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = cli.parser(doc)
     made.add_argument("--model", default="random/mistral-7b", help="a MODEL_ID")
     made.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     made.add_argument("--output", type=Path, default=Path(f"logs/benchmarks/{name}.json"))

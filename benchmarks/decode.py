@@ -7,17 +7,15 @@ run the step:
 `eager` (the model's forward, kernel by kernel), `graph` (one captured CUDA graph), `compiled` (the
 same of a compiled step). A figure is the median over requests of the time of the decode loop over
 its steps; each request has random prompts of its own. The limit is the bytes that a step must read,
-weights without the embedding table and the stored keys and values, over the higher of the read and
-copy bandwidths that were measured in the same run. Capture and compilation are in no step.
+weights without the embedding table and without experts that no token is sent to, stored keys and
+values, and states, over the higher of the read and copy bandwidths that were measured in the same
+run. Capture and compilation are in no step.
 """
 
 import argparse
 import itertools
-import sys
+import statistics
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from transformers import PreTrainedModel
 
@@ -27,7 +25,7 @@ from kv_compression.decode_graph import DecodeGraphs
 from kv_compression.generation import Generation, generate
 from kv_compression.prefill import layered
 from longctx.figures import gigabytes
-from longctx.tables import figure
+from longctx.tables import number_text
 
 _PREFILL_ROWS = 6144  # layer by layer, so that a large batch's prefill is not what fails
 _WARMUP_CONTEXT = 1024
@@ -62,16 +60,23 @@ def measure(
 
     warmup = request(min(context_tokens, _WARMUP_CONTEXT), _WARMUP_TOKENS)
     results = [request(context_tokens, arguments.new_tokens) for _ in range(arguments.repeats)]
-    step_bytes = _measure.decode_bytes(model, results[0].kv_bytes)
+    held = results[0].cache_bytes
+    step_bytes = _measure.decode_bytes(model, held.total, batch)
     figures = _measure.median("ms_per_token", [_measure.ms_per_step(r) for r in results])
     limit_ms = _measure.bandwidth_ms(step_bytes, limits)
     return figures | {
         "tok_per_s": batch / figures["ms_per_token"] * 1e3,
+        "ttft_ms": statistics.median(result.ttft_ms for result in results),
         "kv_gb": gigabytes(results[0].kv_bytes),
+        "kv_full_gb": gigabytes(held.full),
+        "kv_window_gb": gigabytes(held.window),
+        "state_gb": gigabytes(held.state),
+        "cache_kept_pct": 100 * held.kept_share,
         "step_gb": gigabytes(step_bytes),
         "limit_ms": limit_ms,
         "over_limit": figures["ms_per_token"] / limit_ms,
         "capture_ms": sum(result.capture_ms for result in (warmup, *results)),
+        "peak_prefill_gb": gigabytes(results[-1].peak_prefill_bytes),
         "peak_decode_gb": gigabytes(results[-1].peak_decode_bytes),
         "decode_mode": results[-1].decode_mode,
         "kernel": "+".join(results[-1].kernels["decode"]),
@@ -111,7 +116,7 @@ def lines(written: Row) -> Lines:
                 _report.share(row["keep_ratio"]),
                 row["mode"],
                 *_report.cells(row, ("ms_per_token", 2), ("tok_per_s", 1)),
-                figure(gain, 2),
+                number_text(gain, 2),
                 *_report.cells(row, ("kv_gb", 2), ("limit_ms", 2), ("over_limit", 2)),
                 *_report.cells(row, ("capture_ms", 0)),
                 _report.note(row),

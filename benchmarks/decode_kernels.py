@@ -15,95 +15,74 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from benchmarks import _measure, _report
 from benchmarks._report import Lines, Report, Row
-from kv_compression.decode_graph.table import LayerTable
+from kv_compression.decode_graph.table import NO_WINDOW, LayerTable
 from kv_compression.decode_graph.weights import Weight
 from longctx.errors import CannotRunError
 
 if TYPE_CHECKING:
     # Triton comes with torch for CUDA alone.
-    from kv_compression.decode_graph.attention import HeadTransform, WorkSplit
     from kv_compression.decode_graph.linear import Tile
+
+Measured = TypeVar("Measured")
 
 _LAUNCHES = 32
 _SHARED_BYTES = 220_000  # of a multiprocessor, for the tiles in flight
 _HIDDEN, _WIDE, _HEADS, _KV_HEADS, _HEAD_DIM = 4096, 14336, 32, 8, 128
 _KV_DIM = _KV_HEADS * _HEAD_DIM
+# A product's weights by their output features, its input features, and what else its kernel does.
 _PRODUCTS = {
-    "qkv": ((_HIDDEN, _KV_DIM, _KV_DIM), _HIDDEN, {"normed": True}),
-    "out": ((_HIDDEN,), _HIDDEN, {"residual": True}),
-    "gate_up": ((_WIDE, _WIDE), _HIDDEN, {"normed": True, "gated": True}),
-    "down": ((_HIDDEN,), _WIDE, {"residual": True}),
-    "head": ((32768,), _HIDDEN, {}),
+    "qkv": ((_HIDDEN, _KV_DIM, _KV_DIM), _HIDDEN, ("norm",)),
+    "out": ((_HIDDEN,), _HIDDEN, ("residual",)),
+    "gate_up": ((_WIDE, _WIDE), _HIDDEN, ("norm", "gated")),
+    "down": ((_HIDDEN,), _WIDE, ("residual",)),
+    "head": ((32768,), _HIDDEN, ()),
 }
 
 
 def weight(kind: str, out_features: int, in_features: int, device: str) -> Weight:
     """Random weights of one kind; their values do not matter here, but they are no zeros."""
-    count = out_features * in_features
-    if kind == "float":
-        data = torch.randn(out_features, in_features, dtype=torch.bfloat16, device=device)
-        return Weight(kind, out_features, in_features, data, None, data, None, data, data, data)
+    shape, count = (out_features, in_features), out_features * in_features
+    if kind == "4bit":
+        data = torch.randint(0, 256, (count // 2, 1), dtype=torch.uint8, device=device)
+        scale = torch.randint(0, 256, (count // 64,), dtype=torch.uint8, device=device)
+        nested = torch.rand(count // 64 // 256, device=device)
+        offset = torch.rand((), device=device)
+        code, nested_code = torch.randn(16, device=device), torch.randn(256, device=device)
+        return Weight(kind, *shape, data, None, scale, nested, offset, code, nested_code)
     if kind == "int8":
-        data = torch.randint(-127, 128, (out_features, in_features), device=device).to(torch.int8)
+        data = torch.randint(-127, 128, shape, device=device).to(torch.int8)
         scale = torch.rand(out_features, device=device)
-        return Weight(kind, out_features, in_features, data, None, scale, None, scale, scale, scale)
-    data = torch.randint(0, 256, (count // 2, 1), dtype=torch.uint8, device=device)
-    scale = torch.randint(0, 256, (count // 64,), dtype=torch.uint8, device=device)
-    nested, code = torch.rand(count // 64 // 256, device=device), torch.randn(16, device=device)
-    return Weight(
-        kind,
-        out_features,
-        in_features,
-        data,
-        None,
-        scale,
-        nested,
-        torch.rand((), device=device),
-        code,
-        torch.randn(256, device=device),
-    )
-
-
-def weight_bytes(weights: tuple[Weight, ...]) -> int:
-    """Bytes of the weights and their scales."""
-    tensors = {t.data_ptr(): t.nbytes for w in weights for t in w.tensors()}
-    return sum(tensors.values())
+    else:
+        data = scale = torch.randn(shape, dtype=torch.bfloat16, device=device)
+    return Weight(kind, *shape, data, None, scale, None, scale, scale, scale)
 
 
 def product(
     name: str, kind: str, rows: int, device: str
 ) -> tuple[Callable[..., torch.Tensor], int]:
     """A function (launch, tile) that computes the product `name`, and the bytes that it reads."""
-    outs, in_features, options = _PRODUCTS[name]
+    from kv_compression.decode_graph.linear import linear
+
+    outs, in_features, parts = _PRODUCTS[name]
     copies = max(2, -(-600_000_000 // (sum(outs) * in_features)))
     sets = [tuple(weight(kind, n, in_features, device) for n in outs) for _ in range(copies)]
     x = torch.randn(rows, in_features, dtype=torch.bfloat16, device=device)
     norm = torch.rand(in_features, device=device).to(torch.bfloat16)
     residual = torch.randn(rows, outs[0], dtype=torch.bfloat16, device=device)
-
-    from kv_compression.decode_graph.linear import linear
+    known: dict[str, Any] = {"norm": norm, "residual": residual, "gated": True}
+    options = {part: known[part] for part in parts}
 
     def run(launch: int, tile: "Tile") -> torch.Tensor:
-        return linear(
-            x,
-            sets[launch % copies],
-            norm=norm if options.get("normed") else None,
-            eps=1e-5,
-            gated=options.get("gated", False),
-            residual=residual if options.get("residual") else None,
-            tile=tile,
-        )
+        return linear(x, sets[launch % copies], eps=1e-5, tile=tile, **options)
 
-    return run, weight_bytes(sets[0])
+    read = {tensor.data_ptr(): tensor.nbytes for one in sets[0] for tensor in one.tensors()}
+    return run, sum(read.values())
 
 
 def tiles(kind: str, rows: int) -> "Iterator[Tile]":
@@ -146,15 +125,23 @@ def milliseconds(run: Callable[[int], Any], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
-def compile_tiles(case: tuple[str, str, int]) -> None:
-    """Fill Triton's cache for a product, in a process of its own."""
-    name, kind, rows = case
-    run, _ = product(name, kind, rows, "cuda")
+def of_tiles(
+    name: str, kind: str, rows: int, measure: Callable[[Callable[[int], Any]], Measured]
+) -> tuple[dict[str, Measured], int]:
+    """What `measure` finds of a product with each tile that fits, and the bytes that it reads."""
+    run, read = product(name, kind, rows, "cuda")
+    found = {}
     for tile in tiles(kind, rows):
         try:
-            run(0, tile)
+            found[str(tile)] = measure(partial(run, tile=tile))
         except Exception as error:  # a tile that does not fit is no candidate
-            print(case, tile, type(error).__name__, flush=True)
+            print(name, kind, rows, tile, type(error).__name__, file=sys.stderr, flush=True)
+    return found, read
+
+
+def compile_tiles(case: tuple[str, str, int]) -> None:
+    """Fill Triton's cache for a product, in a process of its own."""
+    of_tiles(*case, lambda run: run(0))
     torch.cuda.synchronize()
 
 
@@ -172,44 +159,13 @@ def fastest(read_bytes: int, timed: dict[str, float], limits: Row) -> Row:
 
 def measure_product(name: str, kind: str, rows: int, limits: Row) -> Row:
     """The time of a product with each tile."""
-    run, read = product(name, kind, rows, "cuda")
-    timed = {}
-    for tile in tiles(kind, rows):
-        try:
-            timed[str(tile)] = milliseconds(partial(run, tile=tile))
-        except Exception as error:  # a tile that does not fit is no candidate
-            print(name, kind, rows, tile, type(error).__name__, file=sys.stderr, flush=True)
+    timed, read = of_tiles(name, kind, rows, milliseconds)
     return fastest(read, timed, limits)
-
-
-def attend_to(
-    launch: int,
-    qkv: torch.Tensor,
-    table: LayerTable,
-    transform: "HeadTransform",
-    copies: int,
-    split: "WorkSplit",
-) -> torch.Tensor:
-    """Attention over one of the caches in `table`."""
-    from kv_compression.decode_graph.attention import attend
-
-    q, k, v = qkv.split([_HIDDEN, _KV_DIM, _KV_DIM], dim=1)
-    return attend(
-        q,
-        k,
-        v,
-        table,
-        launch % copies,
-        head_dim=_HEAD_DIM,
-        scaling=0.088,
-        transform=transform,
-        split=split,
-    )
 
 
 def measure_attention(rows: int, stored: int, limits: Row) -> Row:
     """The time of attention with each way to share out the stored tokens."""
-    from kv_compression.decode_graph.attention import HeadTransform, WorkSplit
+    from kv_compression.decode_graph.attention import HeadTransform, WorkSplit, attend
 
     copies = 2 if rows == 8 else 8
     shape = (rows, _KV_HEADS, stored + 8, _HEAD_DIM)
@@ -217,13 +173,18 @@ def measure_attention(rows: int, stored: int, limits: Row) -> Row:
     table = LayerTable.empty(copies, rows, torch.device("cuda"))
     strides = caches[0][0].stride()[:2]
     table.addresses.copy_(
-        torch.tensor([[c[0].data_ptr(), c[1].data_ptr(), *strides, stored] for c in caches])
+        torch.tensor(
+            [[c[0].data_ptr(), c[1].data_ptr(), *strides, stored, NO_WINDOW] for c in caches]
+        )
     )
     qkv = torch.randn(rows, _HIDDEN + 2 * _KV_DIM, dtype=torch.bfloat16, device="cuda")
-    cos, sin = torch.randn(2, rows, _HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-    attended = partial(
-        attend_to, qkv=qkv, table=table, transform=HeadTransform(cos, sin), copies=copies
-    )
+    q, k, v = qkv.split([_HIDDEN, _KV_DIM, _KV_DIM], dim=1)
+    transform = HeadTransform(*torch.randn(2, rows, _HEAD_DIM, dtype=torch.bfloat16, device="cuda"))
+    options: dict[str, Any] = {"head_dim": _HEAD_DIM, "scaling": 0.088, "transform": transform}
+
+    def attended(launch: int, split: WorkSplit) -> torch.Tensor:
+        return attend(q, k, v, table, launch % copies, split=split, **options)
+
     timed = {}
     for tokens, programs, stages in itertools.product((32, 64, 128), (1, 2, 3, 4), (2, 3, 4)):
         if tokens * _HEAD_DIM * 4 * stages * programs <= _SHARED_BYTES:

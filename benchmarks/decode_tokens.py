@@ -14,11 +14,7 @@ forward, and so no gap.
 import argparse
 import itertools
 import math
-import sys
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from transformers import PreTrainedModel

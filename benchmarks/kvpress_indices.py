@@ -1,30 +1,32 @@
 """Do our methods keep the tokens that NVIDIA's kvpress keeps?
 
-    python -m venv kvpress-env && kvpress-env/bin/pip install torch kvpress==0.5.5
+    python -m venv kvpress-env
+    kvpress-env/bin/pip install torch kvpress==0.5.5 "transformers<5.3"
     python benchmarks/kvpress_indices.py --oracle kvpress-env/bin/python --text book.txt
 
 kvpress needs an older transformers, so its half of the script runs in an environment of its own.
 Both halves prefill the same tokens through the built-in model in float32 and choose, in every layer
 and head, which tokens stay. kvpress keeps int(n * keep_ratio) of n tokens and we keep
-ceil(keep_ratio * n); so that choices and not counts are compared, both keep our number here. Prints
-and writes how many choices differ, for each method and ratio, and how far apart the scores of the
-tokens in question are.
+ceil(keep_ratio * n); so that choices and not counts are compared, both keep our number here, and
+of whole chunks, of which kvpress cuts none, both its number. leverage maps keys by the same random
+numbers in both. Prints and writes how many choices differ, for each method and ratio, and how far
+apart kvpress's scores of the tokens in question are: 0 where all are ties.
 """
 
 import argparse
 import json
 import math
 import subprocess
-import sys
 import tempfile
+import unittest.mock
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 KEEP_RATIOS = (0.9, 0.7, 0.5, 0.25)
 PRESSES = {
@@ -34,85 +36,131 @@ PRESSES = {
     "tova": "TOVAPress",
     "window": "StreamingLLMPress",
     "expected_attention": "ExpectedAttentionPress",
+    "lagkv": "LagKVPress",
+    "leverage": "LeverageScorePress",
+    "h2o": "ObservedAttentionPress",
+    "chunkkv": "ChunkKVPress",
 }
 Choices = dict[str, dict[float, list[torch.Tensor]]]
 
 
-def load(folder: str) -> Any:
+def load(folder: str, attention: str) -> Any:
     """The model, in float32."""
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
+        folder, dtype=torch.float32, attn_implementation=attention
     ).eval()
 
 
 @torch.no_grad()
-def oracle(folder: str, tokens: list[int], result: Path) -> None:
-    """kvpress's scores of every layer, by method and ratio; runs in its environment."""
+def oracle(folder: str, tokens: list[int], maps: list[torch.Tensor], result: Path) -> None:
+    """kvpress's scores and choices of every layer, by method and ratio; runs in its environment.
+
+    maps: of each layer what leverage draws, (H, D, sketch).
+    """
     import kvpress
     from transformers import DynamicCache
 
-    model = load(folder)
+    model = load(folder, "eager")  # the others hand out no attention
     scores: Choices = {name: {ratio: [] for ratio in KEEP_RATIOS} for name in PRESSES}
+    kept: Choices = {name: {ratio: [] for ratio in KEEP_RATIOS} for name in PRESSES}
 
-    def score(module: Any, _: Any, kwargs: Any, __: Any) -> None:
+    def score(module: Any, _: Any, kwargs: Any, output: Any) -> None:
         cache = kwargs["past_key_values"].layers[module.layer_idx]
-        for name, press in PRESSES.items():
+        for name in PRESSES:
             for ratio in KEEP_RATIOS:
                 # Its own count of this ratio is rounded down; a hair less pruned gives ours.
-                kept = math.ceil(ratio * len(tokens))
-                made = getattr(kvpress, press)(compression_ratio=1 - (kept + 0.5) / len(tokens))
-                inputs = (module, kwargs["hidden_states"], cache.keys, cache.values, None, kwargs)
-                scores[name][ratio].append(made.score(*inputs)[0].float())
+                count = math.ceil(ratio * len(tokens))
+                press = made(name, 1 - (count + 0.5) / len(tokens))
+                attended = output[1] if name == "h2o" else None
+                scorer = press if name != "chunkkv" else press.press
+                inputs = (module, kwargs["hidden_states"], cache.keys, cache.values, attended)
+                with drawn(maps[module.layer_idx]):
+                    found = scorer.score(*inputs, kwargs)[0].float()
+                if name == "chunkkv":
+                    # It hands out no indices; places in place of values tell which stay.
+                    places = torch.arange(len(tokens), dtype=torch.float32)
+                    places = places[:, None].expand_as(cache.values)
+                    _, places = press.compress(*inputs[:3], places, None, kwargs)
+                    kept[name][ratio].append(places[0, :, :, 0].long())
+                else:
+                    kept[name][ratio].append(found.topk(count, dim=-1).indices)
+                scores[name][ratio].append(found)
+
+    def made(name: str, ratio: float) -> Any:
+        if name == "chunkkv":
+            return kvpress.ChunkKVPress(kvpress.SnapKVPress(compression_ratio=ratio))
+        return getattr(kvpress, PRESSES[name])(compression_ratio=ratio)
 
     for layer in model.model.layers:
         layer.self_attn.rotary_emb = model.model.rotary_emb  # as kvpress's own hook does
         layer.self_attn.register_forward_hook(score, with_kwargs=True)
     model(torch.tensor([tokens]), past_key_values=DynamicCache(config=model.config))
-    torch.save({"scores": scores, "version": metadata.version("kvpress")}, result)
+    version = metadata.version("kvpress")
+    torch.save({"scores": scores, "kept": kept, "version": version}, result)
 
 
-def our_choices(folder: str, tokens: list[int]) -> Choices:
-    """The indices that our methods keep, (H, kept) for each layer, by method and ratio."""
+@contextmanager
+def drawn(numbers: torch.Tensor) -> Iterator[None]:
+    """In the block torch.randn gives these, (H, D, sketch) of variance 1 / sketch, scaled to 1."""
+    given = numbers[None] * math.sqrt(numbers.shape[-1])
+    with unittest.mock.patch("torch.randn", return_value=given):
+        yield
+
+
+def leverage_maps(folder: str) -> list[torch.Tensor]:
+    """What our leverage draws for each layer."""
+    from kv_compression.methods import leverage
+
+    config = AutoConfig.from_pretrained(folder)
+    shape = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    return [leverage.Method().maps(layer, *shape) for layer in range(config.num_hidden_layers)]
+
+
+def our_choices(folder: str, tokens: list[int], theirs: Choices) -> Choices:
+    """The indices that our methods keep, (H, kept) for each layer, by method and ratio.
+
+    As many as `theirs`.
+    """
     from kv_compression.generation import generate
     from kv_compression.layer import PrunedLayer
     from kv_compression.methods import StoredLayer, method_class
-    from kv_compression.pruning import kept_count
+    from kv_compression.rotary import rotations
     from kv_compression.selection import select
 
-    model = load(folder)
+    model = load(folder, "sdpa")
     choices: Choices = {name: {ratio: [] for ratio in KEEP_RATIOS} for name in PRESSES}
 
-    def prune_if_due(self: Any, queries: torch.Tensor, scaling: float, rotary: Any) -> None:
-        places = torch.arange(len(tokens))[None]
+    def prune_if_due(self: Any, queries: torch.Tensor, scaling: float, *others: Any) -> None:
+        places, rotary = torch.arange(len(tokens))[None], rotaries[self.layer_idx]
         layer = StoredLayer(
             self.keys, self.values, places[None], queries, places, scaling, self.layer_idx, rotary
         )
         for name, by_ratio in choices.items():
             scores = method_class(name)().score(layer)
             for ratio in KEEP_RATIOS:
-                count = kept_count(len(tokens), ratio)
+                count = theirs[name][ratio][self.layer_idx].shape[1]
                 by_ratio[ratio].append(select(scores, None, [count]).index[0])
-        keep_all(self, queries, scaling, rotary)
+        keep_all(self, queries, scaling, *others)
 
+    rotaries = list(rotations(model).values())
     keep_all = PrunedLayer.prune_if_due
     PrunedLayer.prune_if_due = prune_if_due  # type: ignore[method-assign, assignment]
     generate(model, torch.tensor([tokens]), backend="sdpa", max_new_tokens=1)
     return choices
 
 
-def compare(ours: Choices, theirs: Choices) -> list[dict[str, Any]]:
+def compare(ours: Choices, theirs: Choices, their_scores: Choices) -> list[dict[str, Any]]:
     """For each method and ratio: choices that differ, and by how much their scores do."""
     rows = []
     for name, by_ratio in ours.items():
         for ratio, layers in by_ratio.items():
             chosen = differing = 0
             widest = 0.0
-            for mine, scores in zip(layers, theirs[name][ratio], strict=True):
-                count = mine.shape[1]
-                expected = scores.topk(count, dim=-1).indices
+            answers = zip(layers, theirs[name][ratio], their_scores[name][ratio], strict=True)
+            for mine, expected, scores in answers:
                 for head in range(mine.shape[0]):
                     only_mine = set(mine[head].tolist()) - set(expected[head].tolist())
-                    chosen += count
+                    chosen += mine.shape[1]
                     differing += len(only_mine)
                     if only_mine:
                         last = scores[head][expected[head]].min()
@@ -143,20 +191,24 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.job:
         job = json.loads(arguments.job.read_text())
-        oracle(job["folder"], job["tokens"], Path(job["result"]))
+        oracle(job["folder"], job["tokens"], torch.load(job["maps"]), Path(job["result"]))
         return
 
     from longctx import builtin, environment
 
-    folder = str(builtin.folder("smollm2-135m"))
+    folder = str(builtin.folder())
     text = arguments.text.read_text(encoding="utf-8")
     tokens = AutoTokenizer.from_pretrained(folder)(text).input_ids[: arguments.tokens]
     with tempfile.TemporaryDirectory() as temporary:
         job_file, result = Path(temporary, "job.json"), Path(temporary, "scores.pt")
-        job_file.write_text(json.dumps({"folder": folder, "tokens": tokens, "result": str(result)}))
+        maps = Path(temporary, "maps.pt")
+        torch.save(leverage_maps(folder), maps)
+        job = {"folder": folder, "tokens": tokens, "maps": str(maps), "result": str(result)}
+        job_file.write_text(json.dumps(job))
         subprocess.run([arguments.oracle, __file__, "--job", str(job_file)], check=True)
         theirs = torch.load(result, weights_only=True)
-    rows = compare(our_choices(folder, tokens), theirs["scores"])
+    ours = our_choices(folder, tokens, theirs["kept"])
+    rows = compare(ours, theirs["kept"], theirs["scores"])
     for row in rows:
         print(*row.values(), sep="\t")
     report = {

@@ -9,11 +9,7 @@ table.
 """
 
 import argparse
-import sys
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from transformers import PreTrainedModel
 
@@ -23,7 +19,7 @@ from flex_pipeline import masks
 from flex_pipeline.masked_attention import MaskedFlex
 from kv_compression.generation import generate
 from longctx.figures import gigabytes
-from longctx.tables import figure
+from longctx.tables import number_text
 
 
 def backends(window: int, sinks: int) -> dict[str, str | MaskedFlex]:
@@ -74,8 +70,8 @@ def lines(written: Row) -> Lines:
             [
                 row["mask"],
                 f"{row['context_tokens']:,}",
-                figure(mine, 1),
-                figure(theirs / mine if theirs and mine else None, 2),
+                number_text(mine, 1),
+                number_text(theirs / mine if theirs and mine else None, 2),
                 *_report.cells(row, ("block_sparsity_pct", 1), ("peak_prefill_gb", 2)),
                 _report.note(row),
             ]

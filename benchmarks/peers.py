@@ -15,13 +15,10 @@ import gc
 import itertools
 import json
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from transformers import PreTrainedModel

@@ -13,12 +13,8 @@ each with a random prompt of its own, after an uncounted one of the same shape.
 """
 
 import argparse
-import sys
 import time
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from transformers import PreTrainedModel
@@ -30,7 +26,7 @@ from kv_compression.generation import generate
 from kv_compression.measure import PeakMemory, synchronize
 from longctx.figures import gigabytes
 from longctx.models import weight_bytes
-from longctx.tables import figure
+from longctx.tables import number_text
 
 _SKIP_LAYERS = (0, 1)
 _GIB_IN_GB = 2**30 / 1e9
@@ -115,7 +111,7 @@ def measure(model: PreTrainedModel, case: Row, arguments: argparse.Namespace, li
 
 def cases(arguments: argparse.Namespace) -> list[Row]:
     """What is measured, shorter contexts first."""
-    found = []
+    found: list[Row] = []
     for context_tokens in sorted({*arguments.contexts, *arguments.method_contexts}):
         ways: list[tuple[str, str, float]] = []
         if context_tokens in arguments.contexts:
@@ -124,16 +120,9 @@ def cases(arguments: argparse.Namespace) -> list[Row]:
                     ways.append((way, "none" if keep_ratio == 1 else arguments.kv_mode, keep_ratio))
         if context_tokens in arguments.method_contexts:
             ways += [("whole", name, min(arguments.keep)) for name in methods.names()]
+        about = {"context_tokens": context_tokens, "quant_mode": arguments.quant}
         for way, kv_mode, keep_ratio in dict.fromkeys(ways):
-            found.append(
-                {
-                    "context_tokens": context_tokens,
-                    "way": way,
-                    "kv_mode": kv_mode,
-                    "keep_ratio": keep_ratio,
-                    "quant_mode": arguments.quant,
-                }
-            )
+            found.append(about | {"way": way, "kv_mode": kv_mode, "keep_ratio": keep_ratio})
     return found
 
 
@@ -157,9 +146,9 @@ def lines(written: Row) -> Lines:
                 row["kv_mode"],
                 _report.share(row["keep_ratio"]),
                 *_report.cells(row, ("ms", 1)),
-                figure(row["ms"] / theirs if theirs and "ms" in row else None, 3),
+                number_text(row["ms"] / theirs if theirs and "ms" in row else None, 3),
                 *_report.cells(row, ("over_limit", 2), ("compress_pct", 2), ("peak_gb", 2)),
-                figure(peak / _GIB_IN_GB if peak else None, 2),
+                number_text(peak / _GIB_IN_GB if peak else None, 2),
                 *_report.cells(row, ("peak_over_least", 3)),
                 _report.note(row),
             ]

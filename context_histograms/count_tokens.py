@@ -10,21 +10,16 @@ one batch, and of former batches a digest and a number each. Counts are cached i
 data, field and tokenizer are not counted again.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from annotated_types import MinLen
 from huggingface_hub.constants import HF_HOME
@@ -32,19 +27,14 @@ from pydantic import create_model
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
 
 from context_histograms import fields
 from longctx import (
+    cli,
     config,
-    console,
     data,
-    environment,
     gutenberg,
-    models,
-    preflight,
     results,
-    run_metadata,
     settings_help,
     statistics,
     synthetic,
@@ -52,8 +42,11 @@ from longctx import (
 )
 from longctx.config import Environment, variable
 from longctx.console import notice, printable, stderr, stdout
-from longctx.errors import CannotRunError, SettingError
+from longctx.errors import SettingError
 from longctx.settings import PositiveInt, redefault
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FIT_TOKENS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _PERCENTS = (5, 25, 50, 75, 95)
@@ -80,6 +73,7 @@ class DataSettings:
         "mistralai/Mistral-7B-Instruct-v0.3",
         "the tokenizer: Hugging Face id, local folder or the built-in `smollm2-135m`",
     )
+    gguf_file: str = redefault("gguf_file", "")
     trust_remote_code: bool = redefault("trust_remote_code", False)
     dataset_id: Annotated[str, MinLen(1)] = variable("deepmind/narrativeqa", DATASET_HELP)
     dataset_config: Annotated[str, MinLen(1)] | None = variable(
@@ -103,7 +97,7 @@ class CountSettings(DataSettings):
     )
 
 
-def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+def token_counts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[int]:
     """Tokens of each text without special tokens; a fast tokenizer uses all cores."""
     encoded = tokenizer(
         list(texts),
@@ -116,7 +110,7 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 
 
 def count(
-    texts: Iterable[tuple[str | None, str | None]], tokenizer: PreTrainedTokenizerBase
+    texts: Iterable[tuple[str | None, str | None]], tokenizer: "PreTrainedTokenizerBase"
 ) -> Result:
     """Counts of (text, label) pairs: a text once, with how many records have it, by label too."""
     tokens: dict[bytes, int] = {}
@@ -187,11 +181,16 @@ def samples_by_tokens(counts: Sequence[Result], label: str | None) -> list[tuple
 
 def measure(settings: DataSettings, field: str, group_by: str | None = None) -> Result:
     """Count one field, or take its counts from the cache; with summaries. Raises SettingError."""
+    # Here and in `main`, for help and wrong settings need none of what these import for seconds.
+    from longctx import environment, models, run_metadata
+
     if settings.dataset_id in synthetic.DATASET_IDS:
         problem = "is written to fit each context; count a file or a hub data set"
         raise SettingError("DATASET_ID", settings.dataset_id, problem)
     source = data.find(settings.dataset_id, settings.split, settings.dataset_config)
-    tokenizer = models.find_tokenizer(settings.model_id, settings.trust_remote_code)
+    tokenizer = models.find_tokenizer(
+        settings.model_id, settings.trust_remote_code, settings.gguf_file
+    )
     identity = {
         "data_fingerprint": source.fingerprint(),
         "tokenizer_fingerprint": data.fingerprint(
@@ -269,7 +268,7 @@ def table_of(result: Result) -> Table:
         table.add_column(escape(printable(label)), justify="right")
     names = {"n_samples": "samples", "n_texts": "different texts", "p50": "p50 (median)"}
     for key in ("n_samples", "n_texts", "min", *(f"p{n}" for n in _PERCENTS), "max", "mean"):
-        cells = (tables.figure(summary[key], 0) for summary in columns.values())
+        cells = (tables.number_text(summary[key], 0) for summary in columns.values())
         table.add_row(names.get(key, key), *cells)
     table.add_section()
     for limit in FIT_TOKENS:
@@ -290,19 +289,12 @@ def main(
 
     Exit code 2 for a setting that cannot be used.
     """
-    config.guard()
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=settings_help.help_text(settings_class),
-        formatter_class=console.HelpFormatter,
-    )
-    parser.parse_args()
-    try:
+    cli.parser(description, epilog=settings_help.help_text(settings_class)).parse_args()
+    with cli.exit_codes():
         settings, known = config.read(settings_class, environ)
+        from longctx import preflight
+
         paths = work(settings, known, preflight.writable_folder(settings.logdir))
-    except CannotRunError as error:
-        console.error(error)
-        sys.exit(2)
     tables.print_paths(paths)
 
 

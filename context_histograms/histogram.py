@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from context_histograms.count_tokens import Result, samples_by_tokens
+from context_histograms.count_tokens import DataSettings, Result, measure, samples_by_tokens
 from longctx import data, results
+from longctx.config import Environment
 from longctx.errors import CannotRunError
 from longctx.settings import Settings
 
@@ -26,12 +27,6 @@ FOLDER = os.path.relpath(Path(__file__).resolve().with_name("plots"))
 _COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2")
 _HATCHES = ("", "///", "...", "xxx", "---", "\\\\\\")
 _MEDIAN_COLOUR, _CONTEXT_COLOUR = "#D55E00", "#555555"
-
-
-def require_matplotlib() -> None:
-    """Raises CannotRunError without matplotlib, before anything is counted in vain."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CannotRunError("figures need the package matplotlib: pip install matplotlib")
 
 
 def bin_edges(tokens: Sequence[int]) -> np.ndarray:
@@ -112,10 +107,24 @@ def _draw(axis: "Axes", result: Result, edges: np.ndarray) -> None:
     axis.legend(frameon=False, fontsize=8)
 
 
-def save(folder: Path, name: str, panels: Mapping[str, Result]) -> list[Path]:
-    """Write `{name}.json`, what is drawn, and `{name}.png`, which holds the JSON's fingerprint."""
+def plot(
+    name: str,
+    counted: Mapping[str, tuple[str, str | None]],
+    settings: DataSettings,
+    environ: Environment,
+    folder: Path,
+) -> list[Path]:
+    """Count, draw, and write `{name}.json` and `{name}.png`, which holds the JSON's fingerprint.
+
+    counted: the field of each panel's texts and of their labels, or None, by the panel's title.
+    Raises CannotRunError without matplotlib, before anything is counted in vain.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CannotRunError("figures need the package matplotlib: pip install matplotlib")
     import matplotlib
 
+    command = {"command": environ.command(settings, f"context_histograms/plot_{name}.py")}
+    panels = {title: measure(settings, *of) | command for title, of in counted.items()}
     text = json.dumps(panels, indent=1) + "\n"
     paths = [folder / f"{name}.json", folder / f"{name}.png"]
     image = io.BytesIO()

@@ -4,18 +4,14 @@ Counts `context` as count_tokens.py does and writes longbench_tokens.png and lon
 the counts behind it, into LOGDIR. GROUP_BY=difficulty or domain stacks by these.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from annotated_types import MinLen
 
 from context_histograms import histogram
-from context_histograms.count_tokens import DATASET_HELP, DataSettings, main, measure
+from context_histograms.count_tokens import DATASET_HELP, DataSettings, main
 from longctx.config import Environment, variable
 from longctx.settings import redefault
 
@@ -32,11 +28,8 @@ class LongBenchSettings(DataSettings):
 
 def plot(settings: LongBenchSettings, environ: Environment, folder: Path) -> list[Path]:
     """Count, draw and write the two files."""
-    histogram.require_matplotlib()
-    result = measure(settings, "context", settings.group_by)
-    result["command"] = environ.command(settings, "context_histograms/plot_longbench_tokens.py")
-    panels = {f"LongBench-v2 by {settings.group_by}": result}
-    return histogram.save(folder, "longbench_tokens", panels)
+    panels = {f"LongBench-v2 by {settings.group_by}": ("context", settings.group_by)}
+    return histogram.plot("longbench_tokens", panels, settings, environ, folder)
 
 
 if __name__ == "__main__":

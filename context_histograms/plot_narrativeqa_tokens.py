@@ -4,19 +4,17 @@ Counts both fields as count_tokens.py does, each document once however many ques
 writes narrativeqa_tokens.png and narrativeqa_tokens.json, the counts behind it, into LOGDIR.
 """
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from functools import partial
 
 from context_histograms import histogram
-from context_histograms.count_tokens import DataSettings, main, measure
-from longctx.config import Environment
+from context_histograms.count_tokens import DataSettings, main
 from longctx.settings import redefault
 
-FIELDS = {"NarrativeQA, full texts": "document.text", "summaries": "document.summary.text"}
+FIELDS = {
+    "NarrativeQA, full texts": ("document.text", None),
+    "summaries": ("document.summary.text", None),
+}
 
 
 @dataclass(frozen=True)
@@ -26,15 +24,7 @@ class NarrativeQASettings(DataSettings):
     logdir: str = redefault("logdir", histogram.FOLDER)
 
 
-def plot(settings: NarrativeQASettings, environ: Environment, folder: Path) -> list[Path]:
-    """Count, draw and write the two files."""
-    histogram.require_matplotlib()
-    command = {
-        "command": environ.command(settings, "context_histograms/plot_narrativeqa_tokens.py")
-    }
-    panels = {title: measure(settings, field) | command for title, field in FIELDS.items()}
-    return histogram.save(folder, "narrativeqa_tokens", panels)
-
+plot = partial(histogram.plot, "narrativeqa_tokens", FIELDS)
 
 if __name__ == "__main__":
     main(NarrativeQASettings, __doc__, plot)

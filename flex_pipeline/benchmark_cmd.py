@@ -16,9 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from longctx import cells, config, console, sweep
+from longctx import cells, cli, config, sweep
 from longctx.cells import ROOT, Cell
 from longctx.errors import CannotRunError
 
@@ -55,8 +53,7 @@ def cells_of(arguments: argparse.Namespace) -> list[Cell]:
 
 def main() -> int:
     """Run what is not done and print the table; returns the exit code."""
-    config.guard()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=console.HelpFormatter)
+    parser = cli.parser(__doc__)
     parser.add_argument("--script", required=True, help="the script of all runs")
     parser.add_argument(
         "--grid", action="append", default=[], metavar="NAME=a,b",
@@ -77,9 +74,10 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--logdir", type=Path, help="flex_pipeline/logs/SCRIPT if unset")
     chosen = parser.parse_args()
-    return sweep.command(
-        lambda: cells_of(chosen), isolate=True, timeout_s=chosen.timeout_s, gpus=chosen.gpus
-    )
+    with cli.exit_codes():
+        return sweep.run_all(
+            cells_of(chosen), isolate=True, timeout_s=chosen.timeout_s, gpus=chosen.gpus
+        )
 
 
 if __name__ == "__main__":

@@ -7,12 +7,9 @@ skips in prefill.
 """
 
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import hotpotqa_eval
 from flex_pipeline import masks

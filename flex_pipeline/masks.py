@@ -49,16 +49,7 @@ def causal() -> Mask:
 
 def sliding_window(window: int) -> Mask:
     """The last `window` tokens, itself included (Longformer, arXiv 2004.05150; Mistral 7B)."""
-    _check("window", window, least=1)
-    return Mask(
-        sees=lambda query, key: (key <= query) & (key > query - window),
-        touches=lambda queries, keys: (
-            (keys.first <= queries.last) & (keys.last > queries.first - window)
-        ),
-        covers=lambda queries, keys: (
-            (keys.last <= queries.first) & (keys.first > queries.last - window)
-        ),
-    )
+    return sink_window(0, window)
 
 
 def sink_window(sinks: int, window: int) -> Mask:

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kv_compression import methods
-from kv_compression.attention import Backend, backend
+from kv_compression.attention import Backend, backend, features, names
 from kv_compression.cache import PrunedCache
 from kv_compression.layer import PrunedLayer
 from kv_compression.layout import Layout
@@ -41,7 +41,7 @@ class _Active:
     cache: PrunedCache
     rotations: dict[int, Rotary | None]  # by the id of the attention module
     kernels: dict[str, set[str]]
-    current: dict[tuple[int, ...] | None, Layout] = field(default_factory=dict)
+    current: dict[tuple[tuple[int, ...] | None, int | None], Layout] = field(default_factory=dict)
     layouts: dict[Layout, Layout] = field(default_factory=dict)
 
     def layer_of(self, module: torch.nn.Module) -> PrunedLayer:
@@ -52,7 +52,8 @@ class _Active:
         layer = self.cache.newest
         assert layer is not None
         layer.reader = layer.reader or id(module)
-        if layer.reader != id(module) and any(other.pruning for other in self.cache.layers):
+        is_pruned = any(other.pruning for other in self.cache.attention_layers)
+        if layer.reader != id(module) and is_pruned:
             raise NotImplementedError(
                 f"{type(module).__name__} reads the keys of another layer: no pruning"
             )
@@ -65,36 +66,90 @@ class _Active:
         key: torch.Tensor,
         value: torch.Tensor,
         scaling: float,
+        extras: dict[str, Any],
     ) -> torch.Tensor:
-        """The output, (B, Q, Hq, D); zeros for the queries whose output nothing reads."""
-        is_last = layer is self.cache.layers[-1]
+        """The output, (B, Q, Hq, D); zeros for the queries whose output nothing reads.
+
+        extras: `softcap` and `sinks`, where the model asks for them (see `Backend`).
+        """
+        is_last = layer is self.cache.attention_layers[-1] and layer.kind.is_full
         if is_last and self.cache.incoming.last_query_only and query.shape[2] > 1:
             last = query[:, :, -1:]
             # Not noted in `kernels`: one row's kernel is not the one that does the prefill.
-            row, _ = self.backend.attend(last, key, value, self._layout(layer, last, key), scaling)
+            row, _ = self._one(layer, last, key, value, scaling, extras)
             batch, heads, query_len, _ = query.shape
             output = row.new_zeros(batch, query_len, heads, row.shape[-1])
             output[:, -1:] = row
             return output
-        layout = self._layout(layer, query, key)
-        output, kernel = self.backend.attend(query, key, value, layout, scaling)
+        output, kernel = self._one(layer, query, key, value, scaling, extras)
         self.kernels["prefill" if query.shape[2] > 1 else "decode"].add(kernel)
         # As transformers' own functions return it: some models only take another view of it.
         return output.contiguous()
 
+    def _one(
+        self,
+        layer: PrunedLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        extras: dict[str, Any],
+    ) -> tuple[torch.Tensor, str]:
+        """The output, (B, Q, Hq, D), and the kernel that ran."""
+        if layer.kind.chunk is not None:
+            return self._in_text_chunks(layer, query, key, value, scaling, extras)
+        layout = self._layout(layer, query, key)
+        return self.backend.attend(query, key, value, layout, scaling, **extras)
+
+    def _in_text_chunks(
+        self,
+        layer: PrunedLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        extras: dict[str, Any],
+    ) -> tuple[torch.Tensor, str]:
+        """The same where a text falls into chunks that see nothing of each other.
+
+        Each chunk is causal attention of its own, so no backend need know of it.
+        """
+        assert layer.kind.chunk is not None
+        batch, query_heads, query_len, _ = query.shape
+        stored = key.shape[2]
+        output = query.new_zeros(batch, query_len, query_heads, value.shape[-1])
+        kernel = ""
+        for row in range(batch):
+            positions = layer.positions_of(row, stored)
+            first = max(stored - query_len, -positions.start)  # of the row's queries
+            while first < stored:
+                chunk = positions[first] // layer.kind.chunk
+                begin = max(0, chunk * layer.kind.chunk - positions.start)
+                end = min(stored, (chunk + 1) * layer.kind.chunk - positions.start)
+                queries = slice(first - stored + query_len, end - stored + query_len)
+                parts = query[row, None, :, queries], key[row, None, :, begin:end]
+                layout = Layout(None, end - first, end - begin, query.device)
+                output[row, None, queries], kernel = self.backend.attend(
+                    *parts, value[row, None, :, begin:end], layout, scaling, **extras
+                )
+                first = end
+        return output, kernel
+
     def _layout(self, layer: PrunedLayer, query: torch.Tensor, key: torch.Tensor) -> Layout:
         """The layer's layout, shared by all layers that have the same one."""
-        left_padding = layer.read_left_padding
-        wanted = Layout(left_padding, query.shape[2], key.shape[2], query.device)
-        before = self.current.get(left_padding)
+        left_padding, window = layer.read_left_padding, layer.kind.window
+        if query.shape[2] == 1 or (window is not None and key.shape[2] <= window):
+            window = None  # nothing that is read lies outside of it
+        wanted = Layout(left_padding, query.shape[2], key.shape[2], query.device, window)
+        before = self.current.get((left_padding, window))
         if before != wanted:
             if before is not None:
                 # Of all pairs, so too large to keep for the next layer's chunks.
                 before.drop_mask()
             if len(self.layouts) >= _MOST_LAYOUTS:
                 self.layouts.clear()
-            self.current[left_padding] = self.layouts.setdefault(wanted, wanted)
-        return self.current[left_padding]
+            self.current[left_padding, window] = self.layouts.setdefault(wanted, wanted)
+        return self.current[left_padding, window]
 
 
 _ACTIVE: ContextVar[_Active | None] = ContextVar("active attention", default=None)
@@ -114,11 +169,11 @@ def use_attention(
     """
     chosen = backend(chosen) if isinstance(chosen, str) else chosen
     chosen.check(model.device.type, model.dtype)
-    pruning = next((layer.pruning for layer in cache.layers if layer.pruning), None)
+    pruning = next((layer.pruning for layer in cache.attention_layers if layer.pruning), None)
     if pruning and (problem := methods.reason_unsupported(pruning.method, model)):
         raise ValueError(problem)
     kernels: dict[str, set[str]] = {"prefill": set(), "decode": set()}
-    needs_rotation = any(layer.needs_rotation for layer in cache.layers)
+    needs_rotation = any(layer.needs_rotation for layer in cache.attention_layers)
     active = _Active(chosen, cache, rotations(model) if needs_rotation else {}, kernels)
     with (
         each_row_by_its_length(model, cache),
@@ -145,30 +200,33 @@ def _forward(
     if active is None or attention_mask is not None:
         raise RuntimeError("call the model inside `use_attention`, without an attention mask")
     layer = active.layer_of(module)
-    _refuse_unsupported(module, layer, kwargs)
+    extras = _extras(module, active, layer, kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = active.attend(layer, query, key, value, scaling)
-    layer.prune_if_due(query, scaling, active.rotations.get(id(module)))
+    output = active.attend(layer, query, key, value, scaling, extras)
+    # Latent attention stores what keys and values are made of.
+    attended = None if key.shape == layer.keys.shape else (key, value)
+    layer.prune_if_due(query, scaling, active.rotations.get(id(module)), attended)
     return output, None
 
 
-def _refuse_unsupported(
-    module: torch.nn.Module, layer: PrunedLayer, kwargs: dict[str, Any]
-) -> None:
-    """Raises NotImplementedError for what a layer asks of its attention that no backend does."""
+def _extras(
+    module: torch.nn.Module, active: _Active, layer: PrunedLayer, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """What a layer asks of its attention besides the plain one.
+
+    Raises NotImplementedError for what the backend does not do.
+    """
     is_causal = kwargs.get("is_causal")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise NotImplementedError("the model attends both ways; only causal models are supported")
-    refuse_window(kwargs.get("sliding_window"), layer.seen_tokens)
-    for name in ("softcap", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise NotImplementedError(f"the model's attention needs {name!r}, not supported here")
-
-
-def refuse_window(window: int | None, tokens: int) -> None:
-    """Raises NotImplementedError where `tokens` reach beyond a model's sliding window."""
-    if window is not None and tokens > window:
+    given = {"softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+    extras = {name: value for name, value in given.items() if value is not None}
+    asked = set(extras) | ({"window"} if layer.kind.window is not None else set())
+    if missing := asked - features(active.backend):
+        name = getattr(active.backend, "__name__", type(active.backend).__name__)
+        others = [other for other in names() if asked <= features(backend(other))]
         raise NotImplementedError(
-            f"the model attends through a sliding window of {window} tokens, which is shorter "
-            f"than this prompt and its answer; only full attention is supported"
+            f"the model's attention needs {' and '.join(sorted(missing))}, which "
+            f"{name.rpartition('.')[2]} does not do; {' and '.join(others) or 'no backend'} can"
         )
+    return extras

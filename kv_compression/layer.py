@@ -1,13 +1,15 @@
-"""One cache layer that prunes itself: in the prefill, and while it decodes if asked to."""
+"""One cache layer that prunes itself, or keeps a window: in the prefill, and while it decodes."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from kv_compression.incoming import NOTHING_SPECIAL, Incoming
+from kv_compression.layer_kinds import FULL, LayerKind
 from kv_compression.measure import Stopwatch
-from kv_compression.methods import StoredLayer, prompt_queries
+from kv_compression.methods import PruningMethod, StoredLayer, prompt_queries
 from kv_compression.prune_again import PruneAgain
 from kv_compression.pruning import Pruning
 from kv_compression.queries import LastQueries
@@ -29,6 +31,8 @@ class PrunedLayer(DynamicLayer):
         step copies the cache.
     stopwatch: where the time spent on pruning and quantizing is added up.
     kv_bits: 8 or 4 quantizes what is left of the prompt; None for floats.
+    kind: of a layer with a window or with chunks the tokens stay that the next ones can see; it
+        takes no `pruning` and no `kv_bits`.
 
     After an `update`, read_left_padding is the `left_padding` of what it returned, and reader the
     `id` of the attention module that has read that, or None. With same_length=False other layers
@@ -43,9 +47,12 @@ class PrunedLayer(DynamicLayer):
         stopwatch: Stopwatch | None = None,
         layer_idx: int = 0,
         kv_bits: int | None = None,
+        kind: LayerKind = FULL,
     ):
-        super().__init__()
+        DynamicLayer.__init__(self)
+        assert kind.is_full or (pruning is None and kv_bits is None)
         self.layer_idx = layer_idx
+        self.kind = kind
         self.keys: torch.Tensor
         self.values: torch.Tensor
         self.pruning = pruning
@@ -92,7 +99,30 @@ class PrunedLayer(DynamicLayer):
         ]
         self.seen_tokens += new_tokens
         self.read_left_padding, self.reader, self._is_checked = self.left_padding, None, False
+        if self._span is not None:
+            stored = self.keys.shape[2]
+            self._keep_last(self._span + new_tokens)
+            self.read_left_padding = self._dropped(stored - self.keys.shape[2])
         return self.keys, self.values
+
+    @property
+    def _span(self) -> int | None:
+        """Tokens before a query that it sees at most; None for all."""
+        limit = self.kind.window or self.kind.chunk
+        return None if limit is None else limit - 1
+
+    def _keep_last(self, count: int) -> None:
+        """Let go all but the last `count` tokens of what attention reads."""
+        first = max(0, self.keys.shape[2] - count)
+        self.keys, self.values = self.keys[:, :, first:], self.values[:, :, first:]
+
+    def _dropped(self, count: int) -> tuple[int, ...] | None:
+        """`left_padding` where the first `count` stored tokens are not there."""
+        return padding_or_none([max(0, padding - count) for padding in self._padding()])
+
+    def positions_of(self, row: int, read_tokens: int) -> range:
+        """Positions in row `row` of the `read_tokens` that attention reads, its padding below 0."""
+        return range(self._lengths[row] - read_tokens, self._lengths[row])
 
     def _begin(self, keys: torch.Tensor, values: torch.Tensor, prompt_tokens: int | None) -> None:
         """Make ready for a prompt whose first tokens these are."""
@@ -108,6 +138,7 @@ class PrunedLayer(DynamicLayer):
         if prompt_tokens is not None:
             # A prompt that nothing will be removed from is written where it stays.
             stays = self.kv_bits is None and self._prompt_counts() == self._prompt_lengths
+            stays &= self._span is None
             self._prompt = Storage(keys, values, prompt_tokens + self._room * stays)
 
     def _write_prompt(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[int, ...]:
@@ -141,6 +172,12 @@ class PrunedLayer(DynamicLayer):
         """Tokens stored, padding included."""
         return self.keys.shape[2] if self.storage is None else self.storage.stored_tokens
 
+    def unpruned_bytes(self) -> int:
+        """Bytes of the prompt's keys and values in the model's dtype, had nothing been removed."""
+        batch, heads, _, key_dim = self.keys.shape
+        numbers = batch * heads * (key_dim + self.values.shape[3]) * self.seen_tokens
+        return numbers * self.keys.element_size()
+
     @property
     def needs_rotation(self) -> bool:
         """Whether `prune_if_due` must be told the rotation of the model's layer."""
@@ -151,13 +188,16 @@ class PrunedLayer(DynamicLayer):
         queries: torch.Tensor | None = None,
         scaling: float = 1.0,
         rotary: Rotary | None = None,
+        attended: KeyValue | None = None,
     ) -> None:
         """Prune what is due; call it when attention has read what the last `update` returned.
 
         A second call before the next `update` does nothing: a module may attend twice.
 
         queries (B, Hq, Q, D) of the last update's tokens, scaling and rotary are attention's own,
-        for methods that score by them.
+        for methods that score by them. So are the keys and values `attended`, where a model makes
+        them of what is stored: they are scored, and of all heads that come of a stored one the
+        mean counts. None for those that are stored.
         """
         if self._is_checked:
             return
@@ -167,6 +207,12 @@ class PrunedLayer(DynamicLayer):
             self._note(queries, self.pruning, is_prefill)
         if self._prompt_tokens_left:
             return
+        if self._span is not None:
+            if is_prefill:
+                self.left_padding = self._dropped(max(0, self.seen_tokens - self._span))
+                self._keep_last(self._span)
+                self._store(None)
+            return
         stored = [self.stored_tokens - padding for padding in self._padding()]
         counts = self._prompt_counts() if is_prefill else stored
         if self._again and not is_prefill:
@@ -175,7 +221,8 @@ class PrunedLayer(DynamicLayer):
         if due or (is_prefill and self.kv_bits):
             timing = self.stopwatch.running(self.keys.device) if self.stopwatch else nullcontext()
             with timing:
-                self._store(self._chosen(counts, scaling, rotary) if due else None)
+                chosen = self._chosen(counts, scaling, rotary, attended) if due else None
+                self._store(chosen)
         elif is_prefill:
             self._store(None)
         if is_prefill:
@@ -204,13 +251,18 @@ class PrunedLayer(DynamicLayer):
         elif self._again and (window := pruning.method.query_window):
             self._queries.add(queries, window, self._new_padding, self._lengths)
 
-    def _chosen(self, counts: list[int], scaling: float, rotary: Rotary | None) -> torch.Tensor:
+    def _chosen(
+        self,
+        counts: list[int],
+        scaling: float,
+        rotary: Rotary | None,
+        attended: KeyValue | None,
+    ) -> torch.Tensor:
         """Which counts[b] tokens of each row stay, int64 (B, H, S_kept); sets `left_padding`."""
         assert self.pruning is not None
         positions = self._positions()
         stored = StoredLayer(
-            self.keys,
-            self.values,
+            *(attended or (self.keys, self.values)),
             positions,
             self._queries.states,
             self._queries.positions,
@@ -218,11 +270,15 @@ class PrunedLayer(DynamicLayer):
             self.layer_idx,
             rotary,
         )
-        kept = select(self.pruning.method.score(stored), self.left_padding, counts)
+        kept = select(self._scores(self.pruning.method, stored), self.left_padding, counts)
         self.left_padding = kept.left_padding
         if self._again:
             self._again.note(positions, kept.index, self._lengths)
         return kept.index
+
+    def _scores(self, method: PruningMethod, stored: StoredLayer) -> torch.Tensor:
+        """(B, H, S), higher for what stays."""
+        return method.score(stored).unflatten(1, (self.keys.shape[1], -1)).mean(dim=2)
 
     @property
     def _room(self) -> int:
@@ -240,7 +296,7 @@ class PrunedLayer(DynamicLayer):
             )
             self._drop_floats()
         else:
-            if self._prompt is None or index is not None:
+            if self._prompt is None or index is not None or self._span is not None:
                 self.storage = Storage.of(keys, values, index, self._room)
             else:
                 self.storage = self._prompt
@@ -316,3 +372,13 @@ class PrunedLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Reorder the rows for beam search."""
         self.batch_select_indices(beam_idx.to(self.keys.device))
+
+
+class PrunedLayerWithState(LinearAttentionLayer, PrunedLayer):  # type: ignore[misc,override]
+    """A layer with attention and a state side by side; the state is as transformers keeps it."""
+
+    is_compileable = False
+
+    def __init__(self, pruning: Pruning | None, *, kind: LayerKind, **options: Any):
+        LinearAttentionLayer.__init__(self, number_of_states=kind.states)
+        PrunedLayer.__init__(self, pruning, kind=kind, **options)

@@ -1,4 +1,4 @@
-"""Which keys each query sees, from three numbers: left_padding, query length, stored length."""
+"""Which keys each query sees: by left padding, query length, stored length, and a window."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ class Layout:
 
     The last Q of them are the queries.
 
-    Query i stands at stored index S - Q + i. It sees the row's tokens up to its own index and never
-    the padding before them. A query that is padding itself sees itself alone, so that its (unused)
-    output is finite.
+    Query i stands at stored index S - Q + i. It sees the row's tokens up to its own index, with a
+    window the last `window` of these, and never the padding before them. A query that is padding
+    itself sees itself alone, so that its (unused) output is finite.
     """
 
     left_padding: tuple[int, ...] | None
     query_len: int
     stored_len: int
     device: torch.device
+    window: int | None = None
 
     @property
     def is_square(self) -> bool:
@@ -37,6 +38,8 @@ class Layout:
         stored = torch.arange(self.stored_len, device=self.device)
         own = stored[self.stored_len - self.query_len :, None]
         causal = stored <= own
+        if self.window is not None:
+            causal &= stored > own - self.window
         if self.left_padding is None:
             return causal[None, None]
         first = torch.tensor(self.left_padding, device=self.device)[:, None, None, None]
@@ -50,18 +53,27 @@ class Layout:
     def block_mask(self) -> BlockMask:
         """The same as a FlexAttention block mask, built from block bounds: no Q x S tensor."""
         left_padding = torch.tensor(self.left_padding or (0,), device=self.device)
+        # Tensors, not numbers: of another request they are others, and that compiles nothing anew.
         offset = torch.tensor(self.stored_len - self.query_len, device=self.device)
+        reach = torch.tensor(self.window or self.stored_len, device=self.device)
 
         def causal(
             batch: torch.Tensor, head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
         ) -> torch.Tensor:
             return kv_idx <= q_idx + offset
 
-        def causal_from_start(
+        def in_window(
             batch: torch.Tensor, head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
         ) -> torch.Tensor:
             own = q_idx + offset
-            return (kv_idx <= own) & (kv_idx >= left_padding[batch]) | (kv_idx == own)
+            return (kv_idx <= own) & (kv_idx > own - reach)
+
+        def from_start(
+            batch: torch.Tensor, head: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor
+        ) -> torch.Tensor:
+            own = q_idx + offset
+            seen = (kv_idx <= own) & (kv_idx > own - reach) & (kv_idx >= left_padding[batch])
+            return seen | (kv_idx == own)
 
         first_query = torch.arange(0, self.query_len, BLOCK, device=self.device)[:, None] + offset
         last_query = (first_query + BLOCK - 1).clamp(max=self.stored_len - 1)
@@ -69,17 +81,16 @@ class Layout:
         last_key = first_key + BLOCK - 1
         begins = left_padding[:, None, None]
         touched = (first_key <= last_query) & (last_key >= begins)
+        touched = touched & (last_key > first_query - reach)
         touched |= (first_key <= last_query) & (last_key >= first_query)
         # A block that reaches beyond the last key, or holds queries beyond the last one, needs the
         # mask function.
         whole = (last_key <= first_query) & (first_key >= begins)
+        whole &= first_key > last_query - reach
         whole &= (first_query + BLOCK <= self.stored_len) & (last_key < self.stored_len)
-        return block_mask(
-            touched,
-            whole,
-            causal if self.left_padding is None else causal_from_start,
-            (self.query_len, self.stored_len),
-        )
+        without_padding = causal if self.window is None else in_window
+        mask = without_padding if self.left_padding is None else from_start
+        return block_mask(touched, whole, mask, (self.query_len, self.stored_len))
 
 
 def block_mask(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from kv_compression.methods import PruningMethod
 
@@ -11,13 +12,14 @@ from kv_compression.methods import PruningMethod
 class Pruning:
     """How a prompt's cache is pruned.
 
-    keep_ratio: share of each row's tokens that stays, in (0, 1]; the count is rounded up.
+    keep_ratio: share of each row's tokens that stays, in (0, 1].
     keep_tokens: number of each row's tokens that stay in each layer, in place of a share.
     prune_after: rows with fewer tokens than this are left whole.
     skip_layers: indices of the layers that are never pruned.
     prune_every: prune a layer again each time that this many tokens were added to it, down to what
         its prompt was pruned to; None for never. Rows that `prune_after` left whole stay so, but
         with `keep_tokens` they are pruned once they have grown to that length.
+    rounding: of the count that `keep_ratio` gives: "up", or "down", as kvpress rounds it.
     Raises ValueError for values outside these ranges.
     """
 
@@ -27,6 +29,7 @@ class Pruning:
     skip_layers: tuple[int, ...] = ()
     keep_tokens: int | None = None
     prune_every: int | None = None
+    rounding: str = "up"
 
     def __post_init__(self) -> None:
         if self.keep_tokens is not None and self.keep_tokens < 1:
@@ -39,6 +42,8 @@ class Pruning:
             raise ValueError(f"prune_every must be 1 or more, not {self.prune_every}")
         if any(layer_idx < 0 for layer_idx in self.skip_layers):
             raise ValueError(f"skip_layers must hold indices from 0, not {self.skip_layers}")
+        if self.rounding not in ("up", "down"):
+            raise ValueError(f"rounding must be up or down, not {self.rounding}")
 
     def budget(self, prompt_length: int, length: int) -> int:
         """Most tokens stored of a row that has seen `length`, `prompt_length` in its prompt."""
@@ -46,12 +51,20 @@ class Pruning:
             return self.keep_tokens if length >= self.prune_after else length
         if prompt_length < self.prune_after:
             return length
-        return kept_count(prompt_length, self.keep_ratio)
+        return kept_count(prompt_length, self.keep_ratio, self.rounding)
 
 
-def kept_count(length: int, keep_ratio: float) -> int:
-    """Number of tokens kept of `length`: ceil(keep_ratio * length), so never 0 of 1 or more."""
-    return min(length, math.ceil(keep_ratio * length))
+def kept_count(length: int, keep_ratio: float, rounding: str = "up") -> int:
+    """Number of tokens kept of `length`: keep_ratio * length, rounded, and never 0 of 1 or more.
+
+    rounding: "up" or "down". Down is what kvpress's ScorerPress keeps at `compression_ratio` =
+    1 - `keep_ratio`, its floating-point errors included: 99 of 1,000 at 0.1.
+    """
+    if rounding == "down":
+        removed = round(1 - keep_ratio, 12)  # the decimal number that one gives kvpress
+        return min(length, max(1, int(length * (1 - removed))))
+    # Of the decimal number that was written: in floats 0.07 * 100 is above 7.
+    return min(length, math.ceil(Decimal(str(keep_ratio)) * length))
 
 
 def check_skip_layers(skip_layers: Iterable[int], num_layers: int) -> None:

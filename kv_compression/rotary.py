@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from kv_compression.layer_kinds import layer_kinds
 from kv_compression.replacements import attention_function
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ _KNOWN: WeakKeyDictionary[PreTrainedModel, dict[int, Rotary | None]] = WeakKeyDi
 
 
 def rotations(model: PreTrainedModel) -> dict[int, Rotary | None]:
-    """The rotation of each layer, by the `id` of its attention module; None where it is not known.
+    """The rotation of each full layer, by the `id` of its attention; None where it is not known.
 
     The first time that a model is asked about costs a forward of one token at a few positions.
     Raises ValueError when the model does not let its attention be chosen.
@@ -129,10 +130,17 @@ def _found(model: PreTrainedModel) -> Iterator[tuple[int, Rotary | None]]:
             position_ids=places,
             use_cache=False,
         )
+    kinds = layer_kinds(model.config)
     for place, (module, query) in queries.items():
+        layer_idx = getattr(module, "layer_idx", None)
+        if layer_idx is not None and not kinds[layer_idx].is_full:
+            continue  # is never pruned
         best, least = None, _tolerance(query.dtype)
         for rotary in _candidates(module, angles):
-            rest = _difference(rotary, query.float(), places.to(query.device))
+            try:
+                rest = _difference(rotary, query.float(), places.to(query.device))
+            except (RuntimeError, TypeError, ValueError):
+                continue  # angles and the way to apply them do not belong together
             if rest < least:
                 best, least = rotary, rest
         yield place, best
@@ -150,7 +158,9 @@ def _noted_angles(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[l
         call = inspect.signature(type(module).forward).bind(module, *args, **options).arguments
         others = {name: call[name] for name in call if name not in ("self", "x", "position_ids")}
         if len(call) - len(others) == 3:
-            found.append(partial(module, **others))
+            # Of text, image rows and columns alike where a model numbers them apart.
+            axes = call["position_ids"].shape[:-2]
+            found.append(partial(_of_axes, partial(module, **others), axes))
 
     rotary = [part for part in model.modules() if "Rotary" in type(part).__name__]
     hooks = [part.register_forward_hook(note, with_kwargs=True) for part in rotary]
@@ -159,6 +169,12 @@ def _noted_angles(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[l
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _of_axes(
+    angles: Angles, axes: torch.Size, states: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return angles(states, positions.expand(*axes, *positions.shape))
 
 
 def _candidates(attention: torch.nn.Module, angles: list[Angles]) -> Iterator[Rotary]:

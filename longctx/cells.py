@@ -15,6 +15,8 @@ from longctx.errors import CannotRunError, SettingError, raise_any
 if TYPE_CHECKING:
     from longctx.task import Task
 
+_LISTS = ("KV_MODE", "KEEP_RATIO", "KEEP_TOKENS")
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -98,6 +100,29 @@ def grid(
         Cell(script, config.without_unused(settings, {**(base or {}), **mine})) for mine in changes
     ]
     return list(dict.fromkeys(cells))
+
+
+def environments(settings: type, environ: Mapping[str, str]) -> list[Mapping[str, str]]:
+    """The environments that lists in KV_MODE, KEEP_RATIO and KEEP_TOKENS stand for.
+
+    The full cache's first, then every combination; `environ` itself where none is a list. Raises
+    CannotRunError, for all that is wrong.
+    """
+    lists = {name: environ[name] for name in _LISTS if "," in environ.get(name, "")}
+    if not lists:
+        return [environ]
+    axes = axes_of(settings, [f"{name}={values}" for name, values in lists.items()])
+    base = {name: value for name, value in environ.items() if name not in lists}
+    combinations = [
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    ]
+    changes = [{"KV_MODE": "none"}, *combinations]
+    if all(mine.get("KV_MODE", base.get("KV_MODE", "none")) == "none" for mine in changes):
+        names = " and ".join(lists)
+        raise SettingError(names, ", ".join(lists.values()), "prunes nothing with KV_MODE=none")
+    # So that the full cache's run is the same beside any lists.
+    used = [config.without_unused(settings, base | mine, {}) for mine in changes]
+    return [dict(mine) for mine in dict.fromkeys(tuple(mine.items()) for mine in used)]
 
 
 def axes_of(settings: type, assignments: Sequence[str]) -> dict[str, list[str]]:

@@ -1,11 +1,12 @@
-"""The command line of a script: help and wrong settings are answered before torch is imported."""
+"""Command lines; a script's answers help and wrong settings before torch is imported."""
 
 import argparse
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from longctx import config, console, settings_help
+from longctx import cells, config, console, settings_help
 from longctx.errors import CannotRunError
 from longctx.interrupt import Terminated, sigterm_raises
 
@@ -13,27 +14,20 @@ if TYPE_CHECKING:
     from longctx.task import Task
 
 
-def main(task: "Task", description: str, environ: Mapping[str, str] | None = None) -> None:
-    """Run `task` as the environment says.
-
-    Exit code 2 for a setting that cannot be used, 1 when every request failed or results cannot be
-    written any more, 130 after Ctrl-C and 143 after SIGTERM, with all finished requests kept.
-    """
+def parser(description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """A command's parser; from here on what the process prints is plain text without secrets."""
     config.guard()
-    parser = argparse.ArgumentParser(
-        usage="NAME=value ... python %(prog)s [-h]",
-        description=description,
-        epilog=f"{_examples(task)}\n\n{settings_help.help_text(task.settings)}",
-        formatter_class=console.HelpFormatter,
+    return argparse.ArgumentParser(
+        description=description, formatter_class=console.HelpFormatter, **options
     )
-    parser.parse_args()
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """End the process with 2 for what cannot run, told on stderr, 130 at Ctrl-C, 143 at SIGTERM."""
     try:
         with sigterm_raises():
-            settings, environment = config.read(task.settings, environ)
-            from longctx.runner import Run  # takes seconds
-
-            run = Run(task, settings, environment)
-            run.execute()
+            yield
     except CannotRunError as error:
         console.error(error)
         sys.exit(2)
@@ -41,9 +35,36 @@ def main(task: "Task", description: str, environ: Mapping[str, str] | None = Non
         sys.exit(130)
     except Terminated:
         sys.exit(143)
-    if run.failure is not None:
-        if run.workers.is_first:
-            console.error(run.failure)
+
+
+def main(task: "Task", description: str, environ: Mapping[str, str] | None = None) -> None:
+    """Run `task` as the environment says.
+
+    Exit codes: those of `exit_codes`, and 1 when every request failed or results cannot be written
+    any more. An interrupted run keeps all finished requests.
+    """
+    parser(
+        description,
+        usage="NAME=value ... python %(prog)s [-h]",
+        epilog=f"{_examples(task)}\n\n{settings_help.help_text(task.settings)}",
+    ).parse_args()
+    with exit_codes():
+        environ = config.environment_with({}) if environ is None else environ
+        environments = cells.environments(task.settings, environ)
+        read = [config.read(task.settings, each) for each in environments]
+        from longctx.runner import Run  # takes seconds
+
+        if len(read) > 1:
+            from longctx import together
+
+            runs = together.run_all(task, read)
+        else:
+            runs = [Run(task, *read[0])]
+            runs[0].execute()
+    failures = {run.failure for run in runs if run.failure is not None and run.workers.is_first}
+    for failure in failures:
+        console.error(failure)
+    if any(run.failure is not None for run in runs):
         sys.exit(1)
 
 

@@ -103,10 +103,12 @@ class Variable:
             value = [part.strip() for part in text.split(",")] if text.strip() else []
             if len(set(value)) < len(value):
                 raise SettingError(self.name, text, "names a value twice")
-        if self.choices is not None and value not in self.choices:
-            close = difflib.get_close_matches(value.lower(), self.choices, n=1, cutoff=0.7)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise SettingError(self.name, text, f"choose one of {', '.join(self.choices)}{hint}")
+        for one in value if self.is_list else [value]:
+            if self.choices is not None and one not in self.choices:
+                close = difflib.get_close_matches(one.lower(), self.choices, n=1, cutoff=0.7)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                problem = f"choose one of {', '.join(self.choices)}{hint}"
+                raise SettingError(self.name, one, problem)
         try:
             return TypeAdapter(self.annotation).validate_python(value)
         except ValidationError as error:
@@ -259,13 +261,16 @@ def _parsed(declared: Iterable[Variable], texts: Mapping[str, str]) -> dict[str,
     return values
 
 
-def without_unused(cls: type, changes: Mapping[str, str]) -> dict[str, str]:
-    """`changes` of the process's environment, less those that have no effect beside the others.
+def without_unused(
+    cls: type, changes: Mapping[str, str], environ: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """`changes` of an environment, by default the process's, less those that have no effect in it.
 
     Raises as `read` does.
     """
     declared = variables(cls)
-    values = _parsed(declared, environment_with(changes))
+    environ = os.environ if environ is None else environ
+    values = _parsed(declared, {**environ, **changes})
     unused = {known.name for known in declared if known.unused_beside(values)}
     return {name: value for name, value in changes.items() if name not in unused}
 
@@ -297,12 +302,12 @@ def misspelt(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Print the tables of docs/settings.md: `python -m longctx.config narrativeqa_eval ...`."""
+    """Print the tables of docs/settings.md: `python -m longctx.config *_eval.py`."""
     from longctx.settings_help import markdown_tables
 
     parser = argparse.ArgumentParser(prog="python -m longctx.config", description=main.__doc__)
     parser.add_argument("scripts", nargs="+", metavar="SCRIPT")
-    names = parser.parse_args().scripts
+    names = [name.removesuffix(".py") for name in parser.parse_args().scripts]
     print(markdown_tables({name: importlib.import_module(name).TASK.settings for name in names}))
 
 

@@ -31,7 +31,8 @@ _STYLE = re.compile(r"\x1b\[[0-9;]*[AKm]")
 
 def printable(text: str) -> str:
     """`text` without characters that would steer a terminal, hide text or turn its direction."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    # What Python calls printable has none of them, which is quicker to find out.
+    return text if text.isprintable() else _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def one_line(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from longctx import hub
 from longctx.console import notice
 from longctx.errors import SettingError
-from longctx.redaction import reason
+from longctx.redaction import in_texts, reason
 from longctx.settings import Settings
 
 NO_RECORDS = "holds no records"
@@ -116,7 +116,7 @@ def _parsed(text: bytes, first_line: int) -> Any:
     try:
         value = json.loads(text.decode())
         # Only an escape can bring in half of a surrogate pair, which no other file can hold.
-        return _without_surrogates(value) if b"\\u" in text else value
+        return in_texts(value, _without_surrogates) if b"\\u" in text else value
     except UnicodeDecodeError as error:
         line = first_line + text.count(b"\n", 0, error.start)
         raise ValueError(f"line {line} is no UTF-8") from None
@@ -127,21 +127,23 @@ def _parsed(text: bytes, first_line: int) -> Any:
         raise ValueError(f"line {first_line} is nested too deeply") from None
 
 
-def _without_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    return value
+def _without_surrogates(text: str) -> str:
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def read(settings: Settings) -> list[Record]:
-    """The first N_SAMPLES records of DATASET_ID. Raises SettingError when they cannot be had."""
+def read(
+    settings: Settings, ordered: Callable[[Any, Iterator[Record]], Iterable[Record]] | None = None
+) -> list[Record]:
+    """The first N_SAMPLES records of DATASET_ID. Raises SettingError when they cannot be had.
+
+    ordered: settings and all records -> those to take the first of.
+    """
     dataset_id = settings.dataset_id
     source = find(dataset_id, settings.split, settings.dataset_config)
-    records = list(itertools.islice(source.records(), settings.n_samples))
+    found: Iterable[Record] = source.records()
+    if ordered is not None:
+        found = ordered(settings, source.records())
+    records = list(itertools.islice(found, settings.n_samples))
     if not records:
         raise SettingError("DATASET_ID", dataset_id, NO_RECORDS)
     if len(records) < settings.n_samples:
@@ -156,16 +158,13 @@ def _clear_errors(
     try:
         yield
     except errors as error:
-        raise SettingError("DATASET_ID", dataset_id, _problem(error, is_file)) from error
-
-
-def _problem(error: Exception, is_file: bool) -> str:
-    if is_file:
-        return f"cannot be read: {reason(error)}"
-    return (
-        f"cannot be had from the hub: {reason(error)} (gated: `hf auth login`; without a network: "
-        f"a local file, or DATASET_ID=synthetic)"
-    )
+        problem = f"cannot be read: {reason(error)}"
+        if not is_file:
+            problem = (
+                f"cannot be had from the hub: {reason(error)} (gated: `hf auth login`; without a "
+                f"network: a local file, or DATASET_ID=synthetic)"
+            )
+        raise SettingError("DATASET_ID", dataset_id, problem) from error
 
 
 def fingerprint(texts: Iterable[str]) -> str:

@@ -9,18 +9,9 @@ from typing import Any
 import torch
 
 _PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "bitsandbytes",
-    "flash-attn",
-    "triton",
-    "nltk",
-    "rouge-score",
-    "evaluate",
-    "datasets",
-)
+    "torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "flash-attn", "triton",
+    "nltk", "rouge-score", "datasets",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from longctx import outcomes, statistics
 
 if TYPE_CHECKING:
+    from kv_compression.cache import CacheBytes
     from kv_compression.generation import Generation
 
-# Places where figures are shown, each in the order of FIGURES.
+# Views that show figures, each in the order of FIGURES.
 TABLE = "table"  # of the terminal and the report
 COMPARE = "compare"  # ratios of two runs
 STUDY = "study"  # costs in the study's tables and charts
@@ -27,6 +28,8 @@ QUALITY, LATENCY, THROUGHPUT, MEMORY, SAMPLES = GROUPS
 
 # What quality is drawn against, by keys of rows.
 QUALITY_AGAINST = ("kv_cache_gb", "ms_per_token_decode")
+# What is drawn against the context length.
+AGAINST_LENGTH = ("ttft_ms", "ms_per_token_decode", "peak_gpu_mem_gb")
 
 FEWEST_FOR_P99 = 100
 
@@ -37,6 +40,11 @@ class Request:
 
     result: "Generation"
     wall_ms: float
+
+    @property
+    def cache(self) -> "CacheBytes":
+        """What the cache holds once the prompt was read."""
+        return self.result.cache_bytes
 
     @property
     def new_tokens(self) -> int:
@@ -92,9 +100,12 @@ class Figure:
         summaries do not have, or that the run gives them under its key.
     summary_name: the name in summaries, where that is not the key.
     also: one more name in summaries, the field's own.
-    shown: where it is shown, with how many decimals.
+    shown: the views that show it, with how many decimals.
     measure: the value for a row; None where a row has none, or the attention backend gives it.
     of_samples: whether it is a figure of samples, not of requests.
+    of_prefill: whether it counts prefill, so that requests that share one have none of their own.
+    of_document: whether it is of a context's reading, which of several questions about one the
+        first has.
     any_batch: whether it is over all requests that succeeded, not only those of the largest batch.
     """
 
@@ -110,6 +121,8 @@ class Figure:
     higher_is_better: bool = False
     of_samples: bool = False
     any_batch: bool = False
+    of_prefill: bool = False
+    of_document: bool = False
 
     @property
     def heading(self) -> str:
@@ -144,28 +157,29 @@ def gigabytes(count: int | None) -> float | None:
     return None if count is None else count / 1e9
 
 
-def _less(whole: float, part: float | None) -> float | None:
-    return None if part is None else whole - part
-
-
 _times = partial(Figure, unit="ms", group=LATENCY, statistics=_PERCENTILES)
 _memory = partial(Figure, unit="GB", group=MEMORY, statistics=_MOST)
+_held = partial(Figure, unit="GB", group=MEMORY, statistics=("",))
 _shares = partial(
     Figure, unit="%", group=QUALITY, statistics=("_pct",), shown={TABLE: 1},
     higher_is_better=True, of_samples=True,
 )  # fmt: skip
 
 FIGURES: tuple[Figure, ...] = (
-    _times("setup_ms", "setup",
+    _times("setup_ms", "setup", of_prefill=True,
            measure=lambda r: r.wall_ms - r.result.latency_ms - r.result.capture_ms),
-    _times("prefill_ms", "prefill", measure=lambda r: r.result.prefill_ms),
-    _times("compress_ms", "compress", shown={CHOOSING: 1}, measure=lambda r: r.result.compress_ms),
-    _times("ttft_ms", "TTFT", shown={TABLE: 1, COMPARE: 1, STUDY: 0, CHOOSING: 0},
+    _times("prefill_ms", "prefill", of_prefill=True, measure=lambda r: r.result.prefill_ms),
+    _times("compress_ms", "compress", shown={CHOOSING: 1}, of_document=True,
+           measure=lambda r: r.result.compress_ms),
+    _times("ttft_ms", "TTFT", shown={TABLE: 1, COMPARE: 1, STUDY: 0, CHOOSING: 0}, of_prefill=True,
            measure=lambda r: r.result.ttft_ms),
-    _times("document_ms", "document's part of TTFT", shown={TABLE: 1},
+    _times("shared_ttft_ms", "TTFT with a shared prefill", shown={TABLE: 1},
+           measure=lambda r: r.result.ttft_ms if r.result.prefill_is_shared else None),
+    _times("document_ms", "document's part of TTFT", shown={TABLE: 1}, of_document=True,
            measure=lambda r: r.result.document_ms),
     _times("question_ttft_ms", "question's part of TTFT", shown={TABLE: 1},
-           measure=lambda r: _less(r.result.ttft_ms, r.result.document_ms)),
+           measure=lambda r: None if r.result.document_ms is None
+           else r.result.ttft_ms - r.result.document_ms),
     _times("ms_per_token_decode", "decode", unit="ms/token", also="tpot_ms",
            shown={TABLE: 2, COMPARE: 2, STUDY: 2, CHOOSING: 2},
            measure=lambda r: r.result.decode_ms / r.decode_steps if r.decode_steps else None),
@@ -175,21 +189,29 @@ FIGURES: tuple[Figure, ...] = (
            if r.decode_steps else None),
     _times("decode_ms", "decode", measure=lambda r: r.result.decode_ms),
     _times("latency_ms_total", "latency", summary_name="latency_ms", also="e2el_ms",
-           shown={TABLE: 1, COMPARE: 1}, measure=lambda r: r.result.latency_ms),
-    _times("ms_per_token", "latency", unit="ms/token",
+           shown={TABLE: 1, COMPARE: 1}, of_prefill=True, measure=lambda r: r.result.latency_ms),
+    _times("ms_per_token", "latency", unit="ms/token", of_prefill=True,
            measure=lambda r: r.result.latency_ms / r.new_tokens * r.batch_size),
     _times("tok_per_s", "throughput", unit="tokens/s", group=THROUGHPUT, higher_is_better=True,
-           measure=lambda r: r.new_tokens / r.result.latency_ms * 1e3),
+           of_prefill=True, measure=lambda r: r.new_tokens / r.result.latency_ms * 1e3),
     Figure("avg_gen_tokens", measure=lambda r: r.new_tokens / r.batch_size),
     _memory("kv_cache_gb", "KV cache", statistics=("",), shown={TABLE: 4, COMPARE: 4},
             measure=lambda r: gigabytes(r.result.kv_bytes)),
-    _memory("peak_gpu_mem_gb", "GPU peak", shown={TABLE: 2, COMPARE: 2, STUDY: 2},
+    _held("kv_full_gb", "KV of full layers", measure=lambda r: gigabytes(r.cache.full)),
+    _held("kv_window_gb", "KV of window layers", shown={TABLE: 4},
+          measure=lambda r: gigabytes(r.cache.window or None)),
+    _held("state_gb", "states of linear layers", shown={TABLE: 4},
+          measure=lambda r: gigabytes(r.cache.state or None)),
+    _held("cache_kept_pct", "cache kept", unit="%", shown={TABLE: 1},
+          measure=lambda r: 100 * r.cache.kept_share),
+    _held("pruned_layers", "layers pruned", unit="", measure=lambda r: r.result.pruned_layers),
+    _memory("peak_gpu_mem_gb", "GPU peak", shown={TABLE: 2, COMPARE: 2, STUDY: 2}, of_prefill=True,
             measure=lambda r: gigabytes(r.peak_bytes)),
-    _memory("peak_prefill_gb", "GPU peak in prefill",
+    _memory("peak_prefill_gb", "GPU peak in prefill", of_prefill=True,
             measure=lambda r: gigabytes(r.result.peak_prefill_bytes)),
-    _memory("peak_decode_gb", "GPU peak in decode",
+    _memory("peak_decode_gb", "GPU peak in decode", of_prefill=True,
             measure=lambda r: gigabytes(r.result.peak_decode_bytes)),
-    _memory("peak_reserved_gb", "GPU memory reserved",
+    _memory("peak_reserved_gb", "GPU memory reserved", of_prefill=True,
             measure=lambda r: gigabytes(r.result.peak_reserved_bytes)),
     # The attention backend's own.
     Figure("block_sparsity_pct", "blocks skipped", "%", LATENCY, ("",), shown={TABLE: 1},
@@ -212,9 +234,9 @@ def named(key: str) -> Figure:
     return next(figure for figure in FIGURES if figure.key == key)
 
 
-def shown(place: str) -> list[Figure]:
-    """The figures that are shown in a place."""
-    return [figure for figure in FIGURES if place in figure.shown]
+def shown(view: str) -> list[Figure]:
+    """The figures that a view shows."""
+    return [figure for figure in FIGURES if view in figure.shown]
 
 
 def of_rows() -> list[Figure]:
@@ -224,27 +246,33 @@ def of_rows() -> list[Figure]:
 
 def measured(request: Request) -> dict[str, float | None]:
     """The figures of a request's row."""
-    return {f.key: f.measure(request) for f in FIGURES if f.measure is not None}
+    result = request.result
+    return {
+        f.key: None
+        if (f.of_prefill and result.prefill_is_shared)
+        or (f.of_document and not result.document_is_own)
+        else f.measure(request)
+        for f in FIGURES
+        if f.measure is not None
+    }
 
 
 def summary_of_requests(
     timed: Sequence[Mapping[str, Any]], answered: Sequence[Mapping[str, Any]]
 ) -> dict[str, float | None]:
     """The figures of rows. timed: rows of the largest batch; answered: all that succeeded."""
-    found: dict[str, float | None] = {}
-    for figure in FIGURES:
-        if figure.statistics and not figure.of_samples:
-            found |= figure.summarized(answered if figure.any_batch else timed)
-    return found
+    mine = [figure for figure in FIGURES if figure.statistics and not figure.of_samples]
+    return _merged(f.summarized(answered if f.any_batch else timed) for f in mine)
 
 
 def summary_of_samples(samples: Sequence[Mapping[str, Any]], group: str) -> dict[str, float | None]:
     """The figures of samples that are of a group."""
-    found: dict[str, float | None] = {}
-    for figure in FIGURES:
-        if figure.of_samples and figure.group == group:
-            found |= figure.summarized(samples)
-    return found
+    mine = [figure for figure in FIGURES if figure.of_samples and figure.group == group]
+    return _merged(figure.summarized(samples) for figure in mine)
+
+
+def _merged(parts: Iterable[dict[str, float | None]]) -> dict[str, float | None]:
+    return dict(item for part in parts for item in part.items())
 
 
 def quality_keys(score_names: Iterable[str]) -> list[str]:

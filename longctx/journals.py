@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,11 @@ def newest_first(logdir: Path) -> list[Path]:
     """The journals of first processes; no links, pipes and folders of such a name."""
     found = []
     for path in logdir.glob(f"*{SUFFIX}"):
-        if _OF_FURTHER_PROCESS.search(path.name.removesuffix(SUFFIX)):
-            continue
-        try:
+        with suppress(FileNotFoundError):  # its run has just ended
             status = path.lstat()
-        except FileNotFoundError:  # its run has just ended
-            continue
-        if stat.S_ISREG(status.st_mode):
-            found.append((status.st_mtime, path))
+            is_first = not _OF_FURTHER_PROCESS.search(path.name.removesuffix(SUFFIX))
+            if is_first and stat.S_ISREG(status.st_mode):
+                found.append((status.st_mtime, path))
     return [path for _, path in sorted(found, reverse=True)]
 
 

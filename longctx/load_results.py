@@ -16,6 +16,7 @@ from typing import Any
 
 from longctx import outcomes, result_schema
 from longctx.console import notice, printable
+from longctx.redaction import in_texts
 from longctx.result_schema import UnusableFileError
 
 __all__ = ["UnusableFileError", "find", "read"]
@@ -62,9 +63,12 @@ def parsed(text: bytes) -> Any:
     """JSON, in which what is no number, or too large for one, is null. Raises UnusableFileError."""
     try:
         value = json.loads(
-            text, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole
+            text,
+            parse_constant=lambda _: None,
+            parse_float=_float,
+            parse_int=_int,
         )
-        _check_depth(value, _MAX_DEPTH)
+        _check_depth([value], _MAX_DEPTH + 1)
     except (ValueError, RecursionError) as error:
         raise UnusableFileError(f"is not whole JSON: {_line(str(error))}") from None
     return value
@@ -72,7 +76,7 @@ def parsed(text: bytes) -> Any:
 
 def read(path: Path) -> FullResults:
     """The full results in a file, which may be packed by gzip. Raises UnusableFileError."""
-    full: FullResults = _clean(parsed(content_of(path)))
+    full: FullResults = in_texts(parsed(content_of(path)), printable)
     result_schema.check(full)
     outcomes.complete(full)
     return full
@@ -80,7 +84,7 @@ def read(path: Path) -> FullResults:
 
 def check_row(row: Any, meta: dict[str, Any]) -> None:
     """Raises UnusableFileError unless a run with this meta data can go on with the row."""
-    result_schema.check_row(_clean(row), meta)
+    result_schema.check_row(in_texts(row, printable), meta)
 
 
 def find(paths: Sequence[Path]) -> Iterator[tuple[Path, FullResults]]:
@@ -119,32 +123,22 @@ def _json_files(folder: Path) -> Iterator[Path]:
                 yield file
 
 
-def _finite(text: str) -> float | None:
-    value = float(text)
-    return value if abs(value) < _MAX_NUMBER else None
+def _float(digits: str) -> float | None:
+    value = float(digits)
+    return value if -_MAX_NUMBER < value < _MAX_NUMBER else None
 
 
-def _whole(text: str) -> int | None:
-    value = int(text)
-    return value if abs(value) < _MAX_NUMBER else None
+def _int(digits: str) -> int | None:
+    value = int(digits)
+    return value if -_MAX_NUMBER < value < _MAX_NUMBER else None
 
 
 def _check_depth(value: Any, depth: int) -> None:
     if not depth:
         raise ValueError(f"nested more than {_MAX_DEPTH} deep")
-    if isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, (dict, list)):
             _check_depth(item, depth - 1)
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {printable(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    return value
 
 
 def _line(text: str) -> str:

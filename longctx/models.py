@@ -1,4 +1,4 @@
-"""Tokenizer and model, from the hub, a folder, a package or random weights."""
+"""Tokenizer and model, from the hub, a folder, a GGUF file, a package or random weights."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,13 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -23,15 +29,16 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from kv_compression.layer_kinds import layer_kinds
 from kv_compression.pruning import check_skip_layers
-from longctx import builtin, hub, weights
+from longctx import builtin, gguf, hub, weights
 from longctx.config import tell_libraries
 from longctx.console import notice
 from longctx.errors import SettingError
 from longctx.quantization import Quantization
 from longctx.redaction import reason
 from longctx.settings import Settings
-from longctx.shapes import RANDOM_SHAPES, random_model
+from longctx.shapes import random_model, shape
 from longctx.weights import Loading, free_memory
 
 _RANDOM_PREFIX = "random/"
@@ -72,13 +79,11 @@ def find(settings: Settings) -> ModelSource:
     model_id, trust_remote_code = settings.model_id, settings.trust_remote_code
     is_random = model_id.startswith(_RANDOM_PREFIX)
     if is_random:
-        shape = model_id.removeprefix(_RANDOM_PREFIX)
-        if shape not in RANDOM_SHAPES:
-            shapes = ", ".join(_RANDOM_PREFIX + name for name in RANDOM_SHAPES)
-            raise SettingError("MODEL_ID", model_id, f"the shapes are {shapes}")
-        path, config = _builtin_folder("smollm2-135m", model_id), RANDOM_SHAPES[shape]
+        path = _builtin_folder(model_id)
+        with _clear_errors(model_id):
+            config = shape(model_id.removeprefix(_RANDOM_PREFIX))
     else:
-        path = _path(model_id)
+        path = _path(model_id, settings.gguf_file)
         if trust_remote_code:
             _note_remote_code(model_id)
         with _clear_errors(model_id):
@@ -87,27 +92,61 @@ def find(settings: Settings) -> ModelSource:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return ModelSource(path, config, tokenizer, is_random, is_random or builtin.exists(model_id))
+    return ModelSource(path, config, tokenizer, is_random, is_random or model_id == builtin.NAME)
 
 
-def find_tokenizer(model_id: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def find_tokenizer(
+    model_id: str, trust_remote_code: bool, gguf_file: str = ""
+) -> PreTrainedTokenizerBase:
     """The model's fast tokenizer, without its config. Raises SettingError."""
     if model_id.startswith(_RANDOM_PREFIX):
         raise SettingError("MODEL_ID", model_id, "is a shape without a tokenizer of its own")
     if trust_remote_code:
         _note_remote_code(model_id)
-    return _tokenizer(_path(model_id), model_id, trust_remote_code)
+    return _tokenizer(_path(model_id, gguf_file), model_id, trust_remote_code)
 
 
 def _note_remote_code(model_id: str) -> None:
     notice(f"TRUST_REMOTE_CODE is on: Python code that comes with {model_id} runs here")
 
 
-def _path(model_id: str) -> str:
-    path = _builtin_folder(model_id, model_id) if builtin.exists(model_id) else model_id
-    if not Path(path).is_dir():
+def _path(model_id: str, gguf_file: str) -> str:
+    """What `from_pretrained` takes; a GGUF file is converted. Raises SettingError."""
+    if model_id == builtin.NAME:
+        return _builtin_folder(model_id)
+    file = Path(model_id)
+    if gguf_file:
+        file /= gguf_file
+        if not Path(model_id).is_dir():
+            file = _downloaded(model_id, gguf_file)
+    if file.suffix.lower() == ".gguf":
+        return _converted(
+            file, *(("GGUF_FILE", gguf_file) if gguf_file else ("MODEL_ID", model_id))
+        )
+    if not Path(model_id).is_dir():
         hub.go_offline_if_unreachable()
-    return path
+    return model_id
+
+
+def _downloaded(model_id: str, gguf_file: str) -> Path:
+    hub.go_offline_if_unreachable()
+    with _clear_errors(model_id):
+        try:
+            return Path(hf_hub_download(model_id, gguf_file))
+        except EntryNotFoundError:
+            raise SettingError("GGUF_FILE", gguf_file, f"{model_id} has no such file") from None
+
+
+def _converted(file: Path, variable: str, value: str) -> str:
+    """The folder that a GGUF file becomes. Raises SettingError."""
+    logging.disable_progress_bar()
+    try:
+        return str(gguf.folder(file))
+    except OSError as error:
+        problem = f"cannot be read or converted: {error.strerror or reason(error)}"
+    except Exception as error:  # what a file that is not whole makes libraries raise has no end
+        problem = reason(error)
+    raise SettingError(variable, value, problem)
 
 
 def _tokenizer(path: str, model_id: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -129,16 +168,15 @@ def check(settings: Settings, source: ModelSource) -> None:
             raise SettingError(
                 "SKIP_LAYERS", ",".join(map(str, settings.skip_layers)), f"{error}"
             ) from None
-    longest = max(settings.contexts) + settings.max_new_tokens
-    for kind in set(getattr(text_config, "layer_types", None) or ()):
-        if kind not in ("full_attention", "sliding_attention"):
-            raise SettingError(
-                "MODEL_ID", settings.model_id, f"its {kind} layers are not supported"
-            )
-    window = getattr(text_config, "sliding_window", None)
-    if window is not None and getattr(text_config, "use_sliding_window", True) and longest > window:
-        problem = f"attends through a sliding window of {window} tokens, shorter than {longest}"
-        raise SettingError("MODEL_ID", settings.model_id, f"{problem} (CONTEXTS + MAX_NEW_TOKENS)")
+    try:
+        kinds = layer_kinds(source.config, max(settings.contexts) + settings.max_new_tokens)
+    except ValueError as error:
+        raise SettingError("MODEL_ID", settings.model_id, str(error)) from None
+    if not any(kind.is_full for kind in kinds):
+        problem = f"no layer of {settings.model_id} attends to so long a text as a whole"
+        for variable in ("kv_mode", "kv_quant"):
+            if (value := getattr(settings, variable)) != "none":
+                raise SettingError(variable.upper(), value, f"has nothing to work on: {problem}")
 
 
 def note_positions(settings: Settings, source: ModelSource) -> None:
@@ -165,19 +203,22 @@ def _check_config(settings: Settings, config: PreTrainedConfig) -> None:
         problem = f"is a {kind} model, without the attention heads whose KV cache this is about"
         raise SettingError("MODEL_ID", settings.model_id, problem)
     for name, most in _MOST.items():
-        value = getattr(text_config, name, None)
-        if type(value) is int and not 0 < value <= most:
-            problem = f"its config.json says {name}={value}, and 1 to {most} is possible"
-            raise SettingError("MODEL_ID", settings.model_id, problem)
+        # Where layers differ in it, the config as a whole has no such value.
+        differs = text_config.is_heterogeneous and name != "num_hidden_layers"
+        for each in text_config.per_layer_config if differs else [text_config]:
+            value = getattr(each, name, None)
+            if type(value) is int and not 0 < value <= most:
+                problem = f"its config.json says {name}={value}, and 1 to {most} is possible"
+                raise SettingError("MODEL_ID", settings.model_id, problem)
 
 
 def fingerprint(source: ModelSource) -> str:
     """Changes when the weights may have: a hub model's commit, a folder's files, a shape.
 
-    A built-in model is the same wherever it was unpacked.
+    A converted model is the same wherever it was converted.
     """
     folder = Path(source.path)
-    if builtin.holds(folder):
+    if gguf.is_converted(folder):
         return f"{folder.name} {source.config.to_json_string() if source.is_random else ''}"
     if not folder.is_dir():
         return str(getattr(source.config, "_commit_hash", None))
@@ -245,9 +286,9 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _builtin_folder(name: str, model_id: str) -> str:
+def _builtin_folder(model_id: str) -> str:
     try:
-        return str(builtin.folder(name))
+        return str(builtin.folder())
     except builtin.NotInstalledError as error:
         raise SettingError("MODEL_ID", model_id, str(error)) from None
 

@@ -29,12 +29,12 @@ def counts(rows: Sequence[Row], n_asked: int, n_left_out: int) -> dict[str, int]
     in the end has failed.
     """
 
-    def places(is_kind: Callable[[Row], Any]) -> set[Any]:
-        return {place for row in rows if is_kind(row) for place in _places(row)}
+    def samples_of(is_kind: Callable[[Row], Any]) -> set[Any]:
+        return {sample for row in rows if is_kind(row) for sample in _sample_numbers(row)}
 
-    scored = places(lambda row: row["success"])
-    failed = places(lambda row: not row["success"] and not row.get("oom")) - scored
-    out_of_memory = places(lambda row: not row["success"] and row.get("oom")) - scored - failed
+    scored = samples_of(lambda row: row["success"])
+    failed = samples_of(lambda row: not row["success"] and not row.get("oom")) - scored
+    out_of_memory = samples_of(lambda row: not row["success"]) - scored - failed
     tried = len(scored) + len(failed) + len(out_of_memory)
     return {
         "n_asked": n_asked,
@@ -46,8 +46,8 @@ def counts(rows: Sequence[Row], n_asked: int, n_left_out: int) -> dict[str, int]
     }
 
 
-def _places(row: Row) -> Iterator[Any]:
-    """What tells a request's samples from others of its context length; old rows know no places."""
+def _sample_numbers(row: Row) -> Iterator[Any]:
+    """What tells samples of one context length apart; old rows have no numbers."""
     size = len(row["samples"]) if row["success"] else row.get("batch_size", 1)
     for number in range(size):
         is_known = "first_sample" in row

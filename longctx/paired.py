@@ -1,8 +1,10 @@
 """Two runs over the same samples: what the scores differ by, and what the costs are times of."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from statistics import fmean
 from typing import Any
 
 from longctx import figures, statistics, tables
@@ -10,12 +12,15 @@ from longctx.figures import Figure
 
 SIGNIFICANCE = 0.05
 
+Samples = dict[str, dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class ScoreDifference:
     """Mean score of another run less that of the reference, over `n` shared samples.
 
     n_documents: what they are about, where several are about one document; else None.
+    p_of: gives the test's p, which takes long and of many differences is not asked for.
     """
 
     name: str
@@ -24,8 +29,25 @@ class ScoreDifference:
     reference: float
     other: float
     interval: list[float] | None
-    p: float
+    p_of: Callable[[], float] = field(compare=False)
     test: str
+
+    @cached_property
+    def p(self) -> float:
+        """Of the test."""
+        return self.p_of()
+
+    @property
+    def seen(self) -> int:
+        """-1 for a loss that interval and test both show, 1 for such a gain, else 0."""
+        low, high = self.interval or (0, 0)
+        return 0 if low <= 0 <= high or self.p >= SIGNIFICANCE else 1 if low > 0 else -1
+
+    @property
+    def excluded_loss(self) -> float | None:
+        """The loss beyond which the interval has none, rounded up; None without an interval."""
+        # Rounded up: what is said to be excluded must be.
+        return None if self.interval is None else math.ceil(max(-self.interval[0], 0) * 1e3) / 1e3
 
     def sentence(self) -> str:
         """What the interval and the test together say, in plain words. Higher is better."""
@@ -46,14 +68,16 @@ class ScoreDifference:
         numbers = f"{self.other - self.reference:+.3f} [{low:+.3f}, {high:+.3f}] ({means}, {p})"
         if leaves_out_zero or self.p < SIGNIFICANCE:
             return f"not settled, interval and test disagree: {numbers}"
-        # Rounded up: what is said to be excluded must be.
-        bound = math.ceil(max(-low, 0) * 1e3) / 1e3
-        excluded = (
-            "not even the loss of all of it can be excluded"
-            if bound >= self.reference
-            else f"a loss of more than {bound:.3f} can be excluded"
-        )
-        return f"no difference can be seen, {excluded}: {numbers}"
+        return f"no difference can be seen, {self.exclusion()}: {numbers}"
+
+    def exclusion(self) -> str:
+        """Which loss is excluded, in plain words; of a difference that has an interval."""
+        bound = self.excluded_loss
+        if bound is None or bound >= self.reference:
+            return "not even the loss of all of it can be excluded"
+        if not bound:
+            return "any loss can be excluded"
+        return f"a loss of more than {bound:.3f} can be excluded"
 
 
 @dataclass(frozen=True)
@@ -77,7 +101,7 @@ class CostRatio:
     def sentence(self) -> str:
         """The ratio in plain words."""
         ratio = self.other / self.reference
-        both = (tables.figure(value, self.decimals) for value in (self.reference, self.other))
+        both = (tables.number_text(value, self.decimals) for value in (self.reference, self.other))
         values = f"{' -> '.join(both)} {self.figure.unit}"
         if self.interval is None:
             few = f"{self.requests} request{'s' * (self.requests != 1)}: too few for an interval"
@@ -137,6 +161,43 @@ def score_differences(
     return differences
 
 
+def pooled_difference(
+    sides: Iterable[tuple[Samples, Samples]], name: str, seed: int
+) -> ScoreDifference | None:
+    """Of a score over several context lengths; None where no sample has it in both runs.
+
+    sides: of each length both runs' `samples_at`. Each sample counts once, by its mean over the
+    lengths: its prompts are cut out of one text, so they are not independent.
+    """
+    scores: dict[str, list[tuple[float, float]]] = {}
+    documents: dict[str, str | None] = {}
+    for first, second in sides:
+        for key, both in score_pairs(first, second, name).items():
+            scores.setdefault(key, []).append(both)
+            documents.setdefault(key, document_of(first[key], second[key]))
+    means = [(fmean(b for b, _ in mine), fmean(a for _, a in mine)) for mine in scores.values()]
+    return difference(name, means, seed, list(documents.values())) if means else None
+
+
+def data_names(runs: Sequence[dict[str, Any]]) -> dict[tuple[int, int], str]:
+    """(place of a run, context length) -> a name that is the same where the samples are the same.
+
+    The fingerprint of the data, or that of another run of which all that is known of the samples is
+    the same: older versions made other fingerprints.
+    """
+    first_with: dict[tuple[Any, ...], str] = {}
+    names = {}
+    for number, run in enumerate(runs):
+        fingerprint = run["run_meta"]["data_fingerprint"]
+        for summary in run["ctx_summaries"]:
+            context_tokens = summary["context_tokens"]
+            known = tuple(map(identity, samples_at(run, context_tokens).values()))
+            names[number, context_tokens] = (
+                first_with.setdefault(known, fingerprint) if known else fingerprint
+            )
+    return names
+
+
 def score_pairs(
     first: dict[str, dict[str, Any]], second: dict[str, dict[str, Any]], name: str
 ) -> dict[str, tuple[float, float]]:
@@ -173,15 +234,15 @@ def difference(
     if not is_clustered and {score for pair in pairs for score in pair} <= {0, 1}:
         gains, losses = (sum(pair == wanted for pair in pairs) for wanted in ((0, 1), (1, 0)))
         interval = statistics.paired_proportion_interval(gains, losses, count)
-        p, test = statistics.mcnemar_p(gains, losses), "McNemar"
+        p_of, test = partial(statistics.mcnemar_p, gains, losses), "McNemar"
     else:
-        differences = [after - before for before, after in pairs]
+        differences = [other - reference for reference, other in pairs]
         interval = statistics.paired_interval(differences, documents)
-        p, test = statistics.sign_flip_p(differences, seed, documents), "permutation"
-    means = [sum(side) / count for side in zip(*pairs, strict=True)]
-    return ScoreDifference(
-        name, count, n_documents if is_clustered else None, means[0], means[1], interval, p, test
-    )
+        p_of = partial(statistics.sign_flip_p, differences, seed, documents)
+        test = "permutation"
+    before, after = (sum(side) / count for side in zip(*pairs, strict=True))
+    documents_known = n_documents if is_clustered else None
+    return ScoreDifference(name, count, documents_known, before, after, interval, p_of, test)
 
 
 def cost_ratios(

@@ -58,17 +58,17 @@ class Plan:
         Raises ValueError where rows of these lengths would be rotated wrongly.
         """
         input_ids, attention_mask = left_padded(prompts)
+        # Rows with a shorter answer are cut when they are scored.
+        max_new_tokens = max(self.answer_tokens(prompt) for prompt in prompts)
         for length in attention_mask.sum(dim=1).tolist():
-            problem = rope_length.reason_lengths_unsupported(
-                self.model, length, self.max_new_tokens
-            )
+            problem = rope_length.reason_lengths_unsupported(self.model, length, max_new_tokens)
             if problem:
                 raise ValueError(problem)
         return {
             "input_ids": input_ids % self.vocab_size if self.vocab_size else input_ids,
             "attention_mask": attention_mask,
             "backend": self.backend,
-            "max_new_tokens": self.max_new_tokens,
+            "max_new_tokens": max_new_tokens,
             "pruning": self.pruning,
             "stop_tokens": self.stop_tokens,
             "question_tokens": [prompt.question_tokens for prompt in prompts]
@@ -79,6 +79,10 @@ class Plan:
             "graphs": self.graphs,
             "prefill_chunk": self.chunk_rows(input_ids.numel()),
         }
+
+    def answer_tokens(self, prompt: Prompt) -> int:
+        """The longest answer to a prompt."""
+        return min(self.max_new_tokens, prompt.answer_tokens or self.max_new_tokens)
 
     def chunk_rows(self, rows: int) -> int | None:
         """Rows of a chunk for `rows` prompt tokens, padding included; None for a whole prefill."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from kv_compression import attention
-from kv_compression.prefill import layered
 from kv_compression.pruning import Pruning
+from longctx import protocol
 from longctx.config import Environment
 from longctx.console import notice
 from longctx.distributed import Processes
@@ -105,6 +105,7 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
         settings.skip_layers,
         settings.keep_tokens,
         settings.prune_every,
+        "down" if protocol.is_kvpress(settings) else "up",
     )
 
 
@@ -122,17 +123,13 @@ def placed(settings: Settings, workers: Processes) -> Settings:
     return settings
 
 
-def check_prefill(settings: Settings, source: ModelSource) -> None:
-    """Raises SettingError for PREFILL=layered where it is known already that it cannot be."""
-    if settings.prefill != "layered":
-        return
-    problem = ""
-    if settings.tp_plan != "none":
+def check_prefill(settings: Settings) -> None:
+    """Raises SettingError for PREFILL=layered where it is known already that it cannot be.
+
+    What the model itself rules out is found out by `tiny_model`.
+    """
+    if settings.prefill == "layered" and settings.tp_plan != "none":
         problem = "needs a model that is not divided among processes; leave TP_PLAN at none"
-    elif (kind := source.config.model_type) not in layered.MODEL_TYPES:
-        known = ", ".join(layered.MODEL_TYPES)
-        problem = f"a {kind} model is none of the model types {known}"
-    if problem:
         raise SettingError("PREFILL", "layered", problem)
 
 
@@ -141,7 +138,8 @@ def uses_chat_template(task: Task, settings: Settings, source: ModelSource) -> b
     has_template = bool(source.tokenizer.chat_template)
     if settings.chat_template == "on" and not has_template:
         raise SettingError("CHAT_TEMPLATE", "on", f"{settings.model_id} has no chat template")
-    prefers_raw = source.prefers_raw_prompts and not task.needs_chat_turn
+    needs_turn = task.needs_chat_turn or protocol.is_kvpress(settings)
+    prefers_raw = source.prefers_raw_prompts and not needs_turn
     return settings.chat_template == "on" or (
         settings.chat_template == "auto" and has_template and not prefers_raw
     )
@@ -161,13 +159,15 @@ def choice_tokens(
 ) -> dict[str, int]:
     """The tokens of the answers that are compared; empty where answers are generated.
 
-    sample: any one; all have the cue in common. Raises SettingError.
+    sample: any one; all have the same start of the answer. Raises SettingError.
     """
     tokens: dict[str, int] = {}
     for answer in task.compared_answers(settings):
         token = builder.answer_token(sample.parts, answer)
         if token is None or token in tokens.values():
-            problem = f"is not a token of its own after {sample.parts.cue!r} in this tokenizer"
+            problem = (
+                f"is not a token of its own after {sample.parts.answer_start!r} in this tokenizer"
+            )
             raise SettingError(
                 "MODEL_ID", settings.model_id, f"{answer!r} {problem}; use ANSWER_MODE=generate"
             )

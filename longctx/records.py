@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
-from types import TracebackType
 from typing import Any
 
 # The plain columns that every script takes beside its data set's own schema.
@@ -34,12 +33,7 @@ class Fields:
     def __enter__(self) -> "Fields":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._problems:
             raise RecordError(", ".join(self._problems))
 
@@ -104,11 +98,11 @@ class Fields:
             return []
         return [self._texts(f"an item of {path}", item) for item in value]
 
-    def places(self, path: str) -> list[int]:
-        """Numbers of items, from 0."""
+    def indices(self, path: str) -> list[int]:
+        """Positions in a list, from 0."""
         value = self.value(path)
         if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
-            self.fault(f"no {path}" if value is None else f"{path} is no list of places from 0")
+            self.fault(f"no {path}" if value is None else f"{path} is no list of positions from 0")
             return []
         return value
 
@@ -130,7 +124,7 @@ class Fields:
         }
 
     def letter(self, path: str, choices: Mapping[str, str]) -> str:
-        """The letter of the right choice: given as letter, place (from 0) or text of a choice."""
+        """The letter of the right choice, given as letter, position from 0 or text of a choice."""
         value = self.value(path)
         if value is None:
             self.fault(f"no {path}")

@@ -8,7 +8,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
@@ -147,14 +147,17 @@ def masked(text: str) -> str:
     return text
 
 
-def masked_in(value: Any) -> Any:
-    """`value` with each text in its lists and dictionaries masked."""
+def in_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with `change` made in each text of its lists and dictionaries, keys too."""
     if isinstance(value, str):
-        return masked(value)
-    if isinstance(value, Mapping):
-        return {key: masked_in(item) for key, item in value.items()}
+        return change(value)
+    # Most are numbers, and Mapping takes ten times as long to ask for as dict.
+    if value is None or isinstance(value, (int, float)):
+        return value
+    if isinstance(value, (dict, Mapping)):
+        return {in_texts(key, change): in_texts(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [masked_in(item) for item in value]
+        return [in_texts(item, change) for item in value]
     return value
 
 

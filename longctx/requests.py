@@ -18,7 +18,7 @@ from longctx.distributed import Processes
 from longctx.errors import SettingError
 from longctx.models import ModelSource
 from longctx.plan import Plan
-from longctx.prompts import Prompt, PromptBuilder
+from longctx.prompts import Prompt, PromptBuilder, PromptParts
 from longctx.redaction import reason
 from longctx.results import Row
 from longctx.run_files import RunFiles
@@ -34,6 +34,7 @@ class Requests:
     """All that a request needs besides its prompts.
 
     plan: gives up its graphs where DECODE=auto finds that a step cannot be captured.
+    shares_documents: whether questions about one document share its prefill.
     has_answered: whether a request has succeeded in this run.
     """
 
@@ -44,15 +45,31 @@ class Requests:
     attention: ReportingBackend | None
     plan: Plan
     workers: Processes
+    shares_documents: bool = False
     has_answered: bool = False
 
     def pairs(self, context_tokens: int, samples: Sequence[Sample]) -> Batch:
-        """Samples with their prompts; TRUNCATE=skip leaves those out that do not fit."""
-        pairs = [
-            (sample, prompt)
-            for sample in samples
-            if (prompt := self.builder.build(sample.parts, context_tokens, self.settings.truncate))
-        ]
+        """Samples with their prompts; TRUNCATE=skip leaves those out that do not fit.
+
+        Where the context is pruned before its question is read, a document with several questions
+        is cut alike for all of them.
+        """
+        parts = [sample.parts for sample in samples]
+        longest = dict[tuple[str, str], PromptParts]()
+        if self.settings.kv_scope == "context":
+            longest = self.builder.with_longest_questions(parts)
+        pairs = []
+        for sample in samples:
+            alike = longest.get((sample.parts.before, sample.parts.document))
+            prompt = self.builder.build(sample.parts, context_tokens, self.settings.truncate, alike)
+            if prompt:
+                pairs.append((sample, prompt))
+        longer = [n for _, prompt in pairs if (n := len(prompt.input_ids)) > context_tokens]
+        if longer and self.workers.is_first:
+            notice(
+                f"{len(longer)} prompts are longer than {context_tokens} tokens, up to "
+                f"{max(longer)}: TRUNCATE=never keeps them whole"
+            )
         if len(pairs) < len(samples) and self.workers.is_first:
             left_out = len(samples) - len(pairs)
             notice(f"{left_out} samples do not fit {context_tokens} tokens and are left out")
@@ -64,23 +81,34 @@ class ContextRun:
 
     pairs: all samples of the context length with their prompts; a request is a range of them.
     identity: what each row begins with.
-    known: rows of the same context length that are there already.
+    known: rows of earlier processes of the run.
     files: where each row goes as soon as it is made.
+    shares_prefill: prompts are read once for several runs (`longctx.together`), so that no row has
+        figures of a prefill of its own.
     """
 
     def __init__(
-        self, requests: Requests, pairs: Batch, identity: Row, known: Iterable[Row], files: RunFiles
+        self,
+        requests: Requests,
+        pairs: Batch,
+        identity: Row,
+        known: Iterable[Row],
+        files: RunFiles,
+        *,
+        shares_prefill: bool = False,
     ):
-        self._requests = requests
+        self.requests = requests
+        self._shares_prefill = shares_prefill
         self._pairs = pairs
         self._identity = identity
-        self._known = list(known)
+        self.context_tokens = context_tokens = identity["context_tokens"]
+        self._known = [row for row in known if row["context_tokens"] == context_tokens]
         self._files = files
         self._too_large: set[range] = set()
         self._done: set[int] = set()
         for row in self._known:
             self._note(row)
-        self._warmup_ms: float | None = None
+        self.warmup_ms: float | None = None
         self._wall_s = 0.0
         self._captured_warming_up_ms = self._captured_ms = 0.0
 
@@ -96,16 +124,16 @@ class ContextRun:
 
         A request that runs out of memory is the last one, unless halves of it can be tried.
         """
-        settings, workers = self._requests.settings, self._requests.workers
+        settings, workers = self.requests.settings, self.requests.workers
         can_retry = settings.oom == "retry_smaller_batch"
-        firsts = range(0, len(self._pairs), settings.batch_size)
-        last = len(self._pairs)
-        batches = [range(first, min(first + settings.batch_size, last)) for first in firsts]
-        mine = list(workers.mine(batches))
+        mine = self.batches()
         to_do = [batch for batch in reversed(mine) if not self._done.issuperset(batch)]
         if not to_do or (self._too_large and not can_retry):
             return
-        with _progress(disable=not workers.is_first) as progress:
+        columns = TextColumn("context {task.description}"), BarColumn(), MofNCompleteColumn()
+        with Progress(
+            *columns, TimeRemainingColumn(), console=stderr, disable=not workers.is_first
+        ) as progress:
             bar = progress.add_task(f"{self._identity['context_tokens']:,}", total=len(mine))
             began = time.perf_counter()
             while to_do:
@@ -124,8 +152,49 @@ class ContextRun:
                         break
                     middle = request.start + len(request) // 2
                     to_do += [range(middle, request.stop), range(request.start, middle)]
-            uncounted_ms = (self._warmup_ms or 0) + self._captured_ms
+            uncounted_ms = (self.warmup_ms or 0) + self._captured_ms
             self._wall_s = time.perf_counter() - began - uncounted_ms / 1e3
+
+    def batches(self) -> list[range]:
+        """This process's share of the requests, done or not."""
+        last, size = len(self._pairs), self.requests.settings.batch_size
+        batches = [range(first, min(first + size, last)) for first in range(0, last, size)]
+        return list(self.requests.workers.mine(batches))
+
+    def with_one_context(self) -> list[list[range]]:
+        """This process's share of the requests, those together that share a prefill."""
+        groups: dict[object, list[range]] = {}
+        for request in self.batches():
+            prompts = self.prompts(request)
+            key: object = request
+            if self.requests.shares_documents:
+                key = tuple(tuple(prompt.context_ids) for prompt in prompts)
+            groups.setdefault(key, []).append(request)
+        return list(groups.values())
+
+    def is_open(self, request: range) -> bool:
+        """Whether nothing of it is done or known to be too large."""
+        return self._done.isdisjoint(request) and request not in self._too_large
+
+    def prompts(self, request: range) -> list[Prompt]:
+        """Of its samples."""
+        return [prompt for _, prompt in self._pairs[request.start : request.stop]]
+
+    def keep(self, request: range, result: Generation) -> None:
+        """The row of a request whose result came from a prefill that it shares with others."""
+        self.requests.has_answered = True
+        self._captured_ms += result.capture_ms
+        batch = self._pairs[request.start : request.stop]
+        row = self._scored(self._of_request(request), batch, result, result.latency_ms)
+        self._files.add(row)
+        self._note(row)
+
+    def _of_request(self, request: range) -> Row:
+        return self._identity | {
+            "batch_size": len(request),
+            "request": request.start // self.requests.settings.batch_size,
+            "first_sample": request.start,
+        }
 
     def _open_part(self, request: range) -> range:
         """From the first sample that is not done to the end."""
@@ -137,23 +206,18 @@ class ContextRun:
         Those are each sample alone where one of several fails, nobody knows which; and the same
         request where DECODE=auto finds that its step cannot be captured.
         """
-        requests, settings = self._requests, self._requests.settings
-        batch = self._pairs[request.start : request.stop]
-        prompts = [prompt for _, prompt in batch]
-        identity = self._identity | {
-            "batch_size": len(batch),
-            "request": request.start // settings.batch_size,
-            "first_sample": request.start,
-        }
+        requests, settings = self.requests, self.requests.settings
+        batch, prompts = self._pairs[request.start : request.stop], self.prompts(request)
+        identity = self._of_request(request)
         plan = requests.plan
         try:
             began = time.perf_counter()
-            if self._warmup_ms is None:
+            if self.warmup_ms is None:
                 for _ in range(settings.warmup):
                     result = generate(plan.model, **plan.arguments(prompts))
                     self._captured_warming_up_ms += result.capture_ms
                     requests.has_answered = True
-                self._warmup_ms = (time.perf_counter() - began) * 1e3
+                self.warmup_ms = (time.perf_counter() - began) * 1e3
                 began = time.perf_counter()
             result = generate(plan.model, **plan.arguments(prompts))
             wall_ms = (time.perf_counter() - began) * 1e3
@@ -173,7 +237,7 @@ class ContextRun:
             is_oom = out_of_memory.cause(error) is not None
             if not is_oom and len(batch) > 1:
                 notice(f"{reason(error)}; the {len(batch)} samples of this batch run one by one")
-                return [range(place, place + 1) for place in request]
+                return [range(number, number + 1) for number in request]
             sample_ids = [sample.sample_id for sample, _ in batch]
             row = results.failed_row(identity | {"sample_ids": sample_ids}, error, oom=is_oom)
             if isinstance(error, torch.AcceleratorError) and not is_oom:
@@ -187,7 +251,7 @@ class ContextRun:
         return row
 
     def _scored(self, identity: Row, batch: Batch, result: Generation, wall_ms: float) -> Row:
-        requests = self._requests
+        requests = self.requests
         samples = scored_samples(
             requests.task,
             batch,
@@ -198,32 +262,25 @@ class ContextRun:
             has_quality=not requests.source.is_random,
             save_prompts=requests.settings.save_prompts,
         )
+        if self._shares_prefill:
+            result = replace(result, prefill_is_shared=True, document_is_own=False)
         figures = requests.attention.figures() if requests.attention else {}
         return results.request_row({**identity, **figures}, result, samples, wall_ms=wall_ms)
 
     def gathered(self) -> tuple[list[Row], dict[str, Any]]:
         """All processes' rows in the order of the data set, and what these took."""
-        workers, context_tokens = self._requests.workers, self._identity["context_tokens"]
+        workers, context_tokens = self.requests.workers, self._identity["context_tokens"]
         mine = [row for row in self._files.rows if row["context_tokens"] == context_tokens]
         captured_ms = self._captured_warming_up_ms + self._captured_ms
-        parts = workers.gathered((mine, self._warmup_ms, self._wall_s, captured_ms))
+        parts = workers.gathered((mine, self.warmup_ms, self._wall_s, captured_ms))
         rows = [*self._known, *(row for part, *_ in parts for row in part)]
         rows.sort(key=lambda row: (row["first_sample"], -row["batch_size"]))
         wall_s = max(seconds for _, _, seconds, _ in parts)
+        shares = any(row.get("shared_ttft_ms") for part, *_ in parts for row in part)
         new_samples = sum(len(row["samples"]) for part, *_ in parts for row in part)
         return rows, {
             "warmup_ms": max((ms for _, ms, _, _ in parts if ms is not None), default=None),
             "capture_ms": max(ms for *_, ms in parts),
             "n_processes": workers.count,
-            "samples_per_s": new_samples / wall_s if new_samples else None,
+            "samples_per_s": new_samples / wall_s if new_samples and not shares else None,
         }
-
-
-def _progress(disable: bool) -> Progress:
-    columns: list[Any] = [
-        TextColumn("context {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    ]
-    return Progress(*columns, console=stderr, disable=disable)

@@ -5,27 +5,16 @@ stored predictions and outputs. All else stays: prompts, answers, times, memory.
 run's meta data says by which code.
 """
 
-import argparse
 import gzip
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from longctx import (
-    config,
-    console,
-    load_results,
-    outcomes,
-    result_schema,
-    results,
-    run_metadata,
-    scoring,
-)
+from longctx import cli, load_results, outcomes, result_schema, results, run_metadata, scoring
 from longctx.answers import is_answer
-from longctx.errors import CannotRunError, SettingError
+from longctx.errors import SettingError
 from longctx.load_results import FullResults
 from longctx.results import Row, Summary
 from longctx.task import Task
@@ -85,7 +74,7 @@ def _score(task: Task, row: Row) -> None:
     answers = [sample["prediction"] for sample in samples]
     texts = [sample["output"] for sample in samples]
     is_compared = any("choice_log_probs" in sample for sample in samples)
-    scores = scoring.all_scores(task, answers, None if is_compared else texts, references)
+    scores = scoring.all_scores(task, answers, None if is_compared else texts, references, samples)
     for sample, mine in zip(samples, scores, strict=True):
         sample |= {name: mine.get(name) for name in task.score_names}
         sample["answered"] = is_answer(sample["prediction"])
@@ -111,19 +100,11 @@ def _rewrite(path: Path) -> None:
 
 def main() -> None:
     """Rewrite the files named on the command line. Exit code 2 at one that cannot be."""
-    config.guard()
-    parser = argparse.ArgumentParser(
-        prog="python -m longctx.rescore",
-        description=__doc__,
-        formatter_class=console.HelpFormatter,
-    )
+    parser = cli.parser(__doc__, prog="python -m longctx.rescore")
     parser.add_argument("files", nargs="+", type=Path, metavar="RUN_full.json")
-    try:
+    with cli.exit_codes():
         for path in parser.parse_args().files:
             _rewrite(path)
-    except CannotRunError as error:
-        console.error(error)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

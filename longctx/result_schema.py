@@ -170,6 +170,8 @@ def check_row(row: Any, meta: dict[str, Any]) -> None:
         if figure.statistics and figure.key not in row:
             raise _wrong("row", figure.key, "there")
     keys = {*meta["score_names"], *meta.get("groups", ())}
+    if known.first_sample + known.batch_size > meta["n_samples"]:
+        raise _wrong("row", "first_sample", "one of the run's")
     if known.success and len(known.samples) != known.batch_size:
         raise UnusableFileError("is not of a run: row.samples: are not batch_size many")
     if any(not keys <= sample.keys() for sample in row["samples"]):

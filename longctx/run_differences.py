@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from longctx import config, tables
 from longctx.settings import Settings
 
 Meta = dict[str, Any]
+
+CACHE = ("KV_MODE", "KV_QUANT")
 
 # The fingerprint of the data says whether two runs had the same samples.
 _CHOOSE_SAMPLES = ("DATASET_ID", "SPLIT", "CONTEXTS", "N_SAMPLES")
@@ -20,41 +23,55 @@ def differing_settings(reference: Meta, other: Meta) -> dict[str, tuple[str, str
     one of the runs, such as KEEP_RATIO beside KV_MODE=none. A setting that an old run did not know
     had its default.
     """
-    known = {variable.name: variable for variable in config.variables(Settings)}
+    known = _known()
     names = dict.fromkeys([*reference["variables"], *other["variables"]])
+    defaults = {name: variable.default for name, variable in known.items()}
     found = {}
     for name in names:
         variable = known.get(name)
-        default = variable.default if variable else None
-        texts = [
-            config.text_of(_tuple(meta["variables"].get(name, default)))
-            for meta in (reference, other)
-        ]
+        default = defaults.get(name)
+        texts = [config.text_of(m["variables"].get(name, default)) for m in (reference, other)]
         if (
             texts[0] != texts[1]
             and name not in _CHOOSE_SAMPLES
-            and (variable is None or _counts(variable, reference, other))
+            and (variable is None or _counts(variable, defaults, reference, other))
         ):
             found[name] = (texts[0], texts[1])
     return found
 
 
-def _counts(variable: config.Variable, *metas: Meta) -> bool:
-    if not variable.changes_results:
-        return False
-    values = [meta["variables"] for meta in metas]
-    if variable.owner is not None:
-        chooser, choice = variable.owner
-        return all(mine.get(chooser) == choice for mine in values)
-    if variable.unused_when is not None:
-        chooser, choice = variable.unused_when
-        return all(mine.get(chooser) != choice for mine in values)
-    return True
+def _counts(variable: config.Variable, defaults: dict[str, Any], *metas: Meta) -> bool:
+    values = [defaults | meta["variables"] for meta in metas]
+    return variable.changes_results and not any(map(variable.unused_beside, values))
 
 
-def _tuple(value: Any) -> Any:
-    """JSON has no tuples; `config.text_of` knows no lists."""
-    return tuple(value) if isinstance(value, list) else value
+def apart_from_cache(meta: Meta) -> tuple[tuple[str, str], ...]:
+    """The settings that a run shares with the full cache that it is compared with.
+
+    Name and value of what has an effect where nothing is pruned, without what chooses samples or
+    the format of the cache. A setting that an old run did not know had its default.
+    """
+    known = _known()
+    values = {name: variable.default for name, variable in known.items()} | meta["variables"]
+    values |= dict.fromkeys(CACHE, "none")
+    return tuple(
+        (name, config.text_of(values[name]))
+        for name in sorted(values)
+        if name not in (*_CHOOSE_SAMPLES, *CACHE)
+        and (name not in known or known[name].changes_results)
+        and (name not in known or known[name].unused_beside(values) is None)
+    )
+
+
+def setting(meta: Meta, name: str) -> str:
+    """A setting of a run, as in the shell; one that it did not know had its default."""
+    default = _known()[name].default if name in _known() else None
+    return config.text_of(meta["variables"].get(name, default))
+
+
+@cache
+def _known() -> dict[str, config.Variable]:
+    return {variable.name: variable for variable in config.variables(Settings)}
 
 
 def differing_conditions(reference: Meta, other: Meta) -> dict[str, tuple[str, str]]:
@@ -99,3 +116,11 @@ def labels(metas: Sequence[Meta]) -> list[str]:
         f"{text} ({named[:place].count(text) + 1})" if text in named[:place] else text
         for place, text in enumerate(named)
     ]
+
+
+def short(labels: Sequence[str]) -> list[str]:
+    """The labels without the parts that all of them have; as they are where nothing would stay."""
+    parts = [text.split(", ") for text in labels]
+    common = set(parts[0]).intersection(*parts[1:]) if parts else set()
+    shortened = [", ".join(part for part in mine if part not in common) for mine in parts]
+    return shortened if all(shortened) and len({*shortened}) == len({*labels}) else list(labels)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from filelock import FileLock, Timeout
 
@@ -64,15 +64,12 @@ class RunFiles:
         """Take the name; False where it is taken."""
         if not self._acquire():
             return False
-        names = (self.journal, self.summaries_path, *self._full_paths())
         try:
-            if any(map(os.path.lexists, names)):
+            if any(map(os.path.lexists, [self.journal, self.summaries_path, *self._full_paths()])):
                 raise FileExistsError
             # A journal without its first line would belong to no run, and stay.
             with held_back(), open(self.journal, "x", encoding="utf-8") as journal:
-                journal.write(_line({"run_meta": self.meta}))
-                journal.flush()
-                os.fsync(journal.fileno())
+                _write_line(journal, {"run_meta": self.meta})
             results.sync_folder(self.logdir)
         except FileExistsError:
             self._end()
@@ -93,16 +90,14 @@ class RunFiles:
             _tidy(logdir)
             for path in journals.newest_first(logdir):
                 try:
-                    found = cls._gone_on_with(path, fingerprint)
+                    if found := cls._of_journal(path, fingerprint):
+                        return found
                 except UnusableFileError as error:
                     notice(f"left out: {path.name} {error}")
-                    continue
-                if found is not None:
-                    return found
         return None
 
     @classmethod
-    def _gone_on_with(cls, path: Path, fingerprint: str) -> "RunFiles | None":
+    def _of_journal(cls, path: Path, fingerprint: str) -> "RunFiles | None":
         """The run of a journal, if it has this fingerprint. Raises UnusableFileError."""
         meta = journals.meta(path)
         if meta is None:
@@ -137,13 +132,12 @@ class RunFiles:
                 continue
             try:
                 # What does not hold it as text need not be parsed.
-                if fingerprint.encode() not in load_results.content_of(path):
-                    continue
-                full = load_results.read(path)
+                is_named = fingerprint.encode() in load_results.content_of(path)
+                full = load_results.read(path) if is_named else None
             except UnusableFileError as error:
                 notice(f"left out: {path.name} {error}")
                 continue
-            if full["run_meta"].get("fingerprint") != fingerprint:
+            if full is None or full["run_meta"].get("fingerprint") != fingerprint:
                 continue
             summary = full.get("summary", {})
             is_failed = outcomes.has_failed(summary)
@@ -162,13 +156,13 @@ class RunFiles:
         for path in self._journals():
             good, bad = [], []
             for line in journals.lines(path):
-                entry = journals.entry(line)
-                if entry is not None and "run_meta" in entry:
+                entry = journals.entry(line) or {}
+                try:
+                    if "run_meta" not in entry:
+                        load_results.check_row(entry, self.meta)
+                        rows.append(entry)
                     good.append(line)
-                elif entry is not None and self._is_row(entry):
-                    good.append(line)
-                    rows.append(entry)
-                else:
+                except UnusableFileError:
                     bad.append(line)
             if bad:
                 aside = journals.set_aside(path, bad)
@@ -176,22 +170,12 @@ class RunFiles:
                 notice(f"{len(bad)} lines of {path.name} cannot be used; they are in {aside}")
         return cast(list[Row], rows)
 
-    def _is_row(self, entry: dict[str, Any]) -> bool:
-        try:
-            load_results.check_row(entry, self.meta)
-        except UnusableFileError:
-            return False
-        end = entry["first_sample"] + entry["batch_size"]
-        return bool(end <= self.meta["n_samples"])
-
     def add(self, row: Row) -> None:
         """Keep a row as it will be read again; it is on disk when this returns."""
         row = plain(row)
         with self._writing():
             with open(self.journal, "a", encoding="utf-8", opener=self._open_journal) as journal:
-                journal.write(_line(row))
-                journal.flush()
-                os.fsync(journal.fileno())
+                _write_line(journal, row)
             self.rows.append(row)
 
     def _open_journal(self, path: str, flags: int) -> int:
@@ -208,14 +192,8 @@ class RunFiles:
         self, rows: Sequence[Row], summaries: Sequence[Summary], summary: dict[str, Any]
     ) -> dict[str, Any]:
         """Write the full file, let the journals go, and return what was written."""
-        full: dict[str, Any] = plain(
-            {
-                "run_meta": self.meta,
-                "ctx_summaries": list(summaries),
-                "rows": list(rows),
-                "summary": summary,
-            }
-        )
+        full = {"run_meta": self.meta, "ctx_summaries": summaries, "rows": rows, "summary": summary}
+        full = plain(full)
         with self._writing():
             # On disk, name and all, before any journal goes.
             write_whole(self.full_path, json.dumps(full, indent=1) + "\n")
@@ -251,10 +229,10 @@ class RunFiles:
         return self.full_path, self.full_path.with_name(f"{self.full_path.name}.gz")
 
     def _journals(self) -> list[Path]:
-        run_id = glob.escape(self.meta["run_id"])
-        ranks = sorted(self.logdir.glob(f"{run_id}_rank*{SUFFIX}"))
-        own = self.logdir / f"{self.meta['run_id']}{SUFFIX}"
-        return [own, *ranks] if os.path.lexists(own) else ranks
+        run_id = self.meta["run_id"]
+        first = self.logdir / f"{run_id}{SUFFIX}"
+        others = sorted(self.logdir.glob(f"{glob.escape(run_id)}_rank*{SUFFIX}"))
+        return [*filter(os.path.lexists, [first]), *others]
 
     def _remove_journals(self) -> None:
         # The first process's last: while it is there, all of them are found.
@@ -269,12 +247,16 @@ class RunFiles:
             with held_back():
                 yield
         except OSError as error:
-            rows = (
-                f"finished requests are kept in {self.journal}, for RESUME=1"
-                if self.journal.is_file()
-                else f"{self.journal} is gone, and what was finished with it"
-            )
-            raise SystemExit(f"error: LOGDIR={self.logdir}: {error.strerror}; {rows}") from error
+            raise self.write_error(error) from error
+
+    def write_error(self, error: OSError) -> SystemExit:
+        """The end of the run, with a line that says what is kept."""
+        rows = (
+            f"finished requests are kept in {self.journal}, for RESUME=1"
+            if self.journal.is_file()
+            else f"{self.journal} is gone, and what was finished with it"
+        )
+        return SystemExit(f"error: LOGDIR={self.logdir}: {error.strerror}; {rows}")
 
 
 @contextmanager
@@ -325,6 +307,13 @@ def _set_aside_whole(path: Path) -> None:
         path.unlink()
         results.sync_folder(path.parent)
     files._end()
+
+
+def _write_line(journal: IO[str], value: Any) -> None:
+    """Append a line; it is on disk when this returns."""
+    journal.write(_line(value))
+    journal.flush()
+    os.fsync(journal.fileno())
 
 
 def _line(value: Any) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,9 @@ def run_meta(
     source: ModelSource,
     samples: Mapping[int, Sequence[Sample]],
     builder: PromptBuilder,
+    *,
+    shares_prefill: bool = False,
+    shares_documents: bool = False,
 ) -> dict[str, Any]:
     """The results' `run_meta`.
 
@@ -48,6 +50,8 @@ def run_meta(
         "code": code_fingerprint(),
         "versions": versions,
         "device": [device["type"], device["name"]],
+        **({"shares_prefill": True} if shares_prefill else {}),
+        **({"shares_documents": True} if shares_documents else {}),
     }
     return {
         "run_id": run_id(settings, model, n_samples),
@@ -62,6 +66,8 @@ def run_meta(
         "prompt_frame": list(builder.frame),
         "n_samples": n_samples,
         "n_processes": environ.launch.count,
+        "shares_prefill": shares_prefill,
+        "shares_documents": shares_documents,
         "data_fingerprint": data_fingerprint,
         "fingerprint": results.fingerprint(fingerprint_values, data_fingerprint),
         "versions": versions,
@@ -119,10 +125,5 @@ def _samples_fingerprint(samples: Mapping[int, Sequence[Sample]]) -> str:
         text
         for mine in lists
         for sample in mine
-        for text in (
-            sample.sample_id,
-            *astuple(sample.parts),
-            *sample.references,
-            *sample.evidence,
-        )
+        for text in (sample.sample_id, *sample.parts.texts, *sample.references, *sample.evidence)
     )

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from kv_compression.generation import Generation
 from longctx import statistics, thinking
 from longctx.answers import is_answer
+from longctx.metrics.exact import References, Scores, Texts
 from longctx.prompts import Prompt
 from longctx.task import Sample, Task
 
@@ -33,23 +34,24 @@ def scored_samples(
     has_quality: False where weights are random: scores and `answered` are None.
     save_prompts: whether each sample holds its prompt's text.
     """
-    texts = thinking.texts_of(tokenizer, result.new_tokens)
+    new_tokens = [
+        tokens[: prompt.answer_tokens]
+        for tokens, (_, prompt) in zip(result.new_tokens, batch, strict=True)
+    ]
+    texts = thinking.texts_of(tokenizer, new_tokens)
     # A template may open the thought at the prompt's end, where the text does not show it.
-    seen = [
-        thinking.opened_by(prompt.text) + text
-        for text, (_, prompt) in zip(texts, batch, strict=True)
-    ]
-    answers = [
-        task.answer(text, sample, prompt_is_raw)
-        for text, (sample, _) in zip(seen, batch, strict=True)
-    ]
+    opened = [thinking.opened_by(prompt.text) for _, prompt in batch]
+    seen = [mark + text for mark, text in zip(opened, texts, strict=True)]
+    samples = [sample for sample, _ in batch]
+    answers = [task.answer(*both, prompt_is_raw) for both in zip(seen, samples, strict=True)]
     log_probs = [dict(zip(compared, mine, strict=True)) for mine in result.choice_log_probs]
     if compared:
         answers = [_most_probable(mine) for mine in log_probs]
-    scores: list[dict[str, float | None]] = [{} for _ in batch]
-    references = [sample.references for sample, _ in batch]
+    scores: Scores = [{} for _ in batch]
+    references = [sample.references for sample in samples]
     if has_quality:
-        scores = all_scores(task, answers, None if compared else seen, references)
+        extras = [sample.extra for sample in samples]
+        scores = all_scores(task, answers, None if compared else seen, references, extras)
     return [
         {
             "sample_id": sample.sample_id,
@@ -59,8 +61,8 @@ def scored_samples(
             "document_tokens": prompt.document_tokens,
             "dropped_tokens": prompt.dropped_tokens,
             "evidence_kept": _evidence_kept(sample, prompt),
-            "new_tokens": len(new_tokens),
-            "thought_tokens": _thought_tokens(tokenizer, text, output, len(new_tokens)),
+            "new_tokens": len(tokens),
+            "thought_tokens": _thought_tokens(tokenizer, text, output, len(tokens)),
             **({"prompt": prompt.text} if save_prompts else {}),
             "prediction": answer,
             "output": output,
@@ -70,23 +72,25 @@ def scored_samples(
             **{name: score.get(name) for name in task.score_names},
             **sample.extra,
         }
-        for (sample, prompt), new_tokens, answer, output, text, score, mine in zip(
-            batch, result.new_tokens, answers, texts, seen, scores, log_probs, strict=True
+        for (sample, prompt), tokens, answer, output, text, score, mine in zip(
+            batch, new_tokens, answers, texts, seen, scores, log_probs, strict=True
         )
     ]
 
 
 def all_scores(
     task: Task,
-    answers: Sequence[str],
-    texts: Sequence[str] | None,
-    references: Sequence[Sequence[str]],
-) -> list[dict[str, float | None]]:
+    answers: Texts,
+    texts: Texts | None,
+    references: References,
+    samples: Sequence[Mapping[str, Any]],
+) -> Scores:
     """Scores by name of each sample.
 
     texts: whole outputs, for official scripts that read these; None where nothing was generated.
+    samples: what the results say of each, at least its own data set's fields.
     """
-    scores = task.score(answers, references)
+    scores = task.scores(answers, references, samples)
     if task.score_texts is None or texts is None:
         return scores
     official = task.score_texts([thinking.answer(text) for text in texts], references)
@@ -106,9 +110,10 @@ def floors(task: Task, rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str
     for sample in scored:
         others = [s for s in scored if _document(s) != _document(sample)]
         drawn = rng.sample(others, min(_SHUFFLES, len(others)))
-        pairs += [(sample["prediction"], other["references"]) for other in drawn]
-    predictions, references = [one for one, _ in pairs], [other for _, other in pairs]
-    scores = task.score(predictions, references) if pairs else []
+        pairs += [(sample["prediction"], other) for other in drawn]
+    predictions, others = [one for one, _ in pairs], [other for _, other in pairs]
+    references = [other["references"] for other in others]
+    scores = task.scores(predictions, references, others) if pairs else []
     found = {
         name: [value for s in scores if (value := s.get(name)) is not None]
         for name in task.score_names

@@ -31,8 +31,12 @@ class Settings:
 
     model_id: Annotated[str, MinLen(1)] = variable(
         "mistralai/Mistral-7B-Instruct-v0.3",
-        "Hugging Face id, local folder, the built-in `smollm2-135m`, or `random/SHAPE`: that shape "
-        "with random weights, for speed and memory only",
+        "Hugging Face id, local folder or `.gguf` file, the built-in `smollm2-135m`, or "
+        "`random/SHAPE`: that shape with random weights, for speed and memory only; "
+        "`random/SHAPE@8` has 8 layers, and SHAPE may be the path of a `config.json`",
+    )
+    gguf_file: str = variable(
+        "", "a GGUF file of the hub id or folder MODEL_ID, converted once to bfloat16"
     )
     attn_impl: str = _attention(
         "flash2",
@@ -51,11 +55,15 @@ class Settings:
     max_new_tokens: Count = variable(64, "longest answer in tokens", of="request")
     kv_mode: str = _kv_cache(
         "none",
-        "how the prompt's KV cache is pruned",
+        "how the prompt's KV cache is pruned; a list, as also in KEEP_RATIO and KEEP_TOKENS, is "
+        "run in all combinations, and with the full cache",
         choices=lambda: ("none", *methods.names()),
     )
     keep_ratio: Annotated[float, Gt(0), Le(1)] = _kv_cache(
-        0.7, "fraction of the prompt's tokens kept", unused_when=("KV_MODE", "none")
+        0.7,
+        "fraction of the prompt's tokens kept in each layer that attends to all of them; windows "
+        "and states stay whole",
+        unused_when=("KV_MODE", "none"),
     )
     keep_tokens: PositiveInt | None = _kv_cache(
         None,
@@ -63,9 +71,7 @@ class Settings:
         unused_when=("KV_MODE", "none"),
     )
     prune_after: NaturalInt = _kv_cache(
-        512,
-        "prune only prompts of at least this many tokens",
-        unused_when=("KV_MODE", "none"),
+        512, "prune only prompts of at least this many tokens", unused_when=("KV_MODE", "none")
     )
     skip_layers: tuple[NaturalInt, ...] = _kv_cache(
         (0, 1), "layers that are never pruned; empty for none", unused_when=("KV_MODE", "none")
@@ -75,6 +81,23 @@ class Settings:
         "what is pruned: the whole prompt, or the context alone, so that the question is read "
         "against the pruned cache",
         choices=("prompt", "context"),
+    )
+    share_prefill: str = _kv_cache(
+        "on",
+        "where KV_MODE, KEEP_RATIO or KEEP_TOKENS are lists: read each prompt once for all caches; "
+        "with KV_SCOPE=context: read a document once for all its questions; `off`: measure each by "
+        "itself",
+        choices=("on", "off"),
+        changes_results=False,
+    )
+    protocol: str = variable(
+        "official",
+        "how prompts are built, read and pruned: as the data sets' own protocols and the settings "
+        "have it, or as kvpress does, for its published tables: KV_SCOPE=context, no layer skipped "
+        "or prompt spared, counts rounded down, its chat frame",
+        group="KV cache",
+        choices=("official", "kvpress"),
+        of="samples",
     )
     prune_every: PositiveInt | None = _kv_cache(
         None,
@@ -130,13 +153,15 @@ class Settings:
     )
     split: Annotated[str, MinLen(1)] = _samples("test", "split of a hub data set")
     dataset_config: str | None = _samples(
-        None, "configuration of a hub data set, where it has several"
+        None,
+        "configuration of a hub data set, where it has several; `{context}` in it stands for the "
+        "context length",
     )
     truncate: str = _samples(
         "middle",
         "what a document too long for its context loses, or `skip` to leave the sample out; "
-        "`head` and `tail` say which end is kept",
-        choices=("middle", "head", "tail", "skip"),
+        "`head` and `tail` say which end is kept, `never` keeps the document whole",
+        choices=("middle", "head", "tail", "skip", "never"),
     )
     chat_template: str = _samples(
         "auto",

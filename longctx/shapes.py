@@ -1,16 +1,22 @@
-"""Shapes of well-known models, for speed and memory without a download: `random/SHAPE`."""
+"""Random weights of a shape, for speed and memory without a download: `random/SHAPE`."""
 
+import copy
 from typing import Any
 
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from longctx.settings import Settings
@@ -70,7 +76,77 @@ RANDOM_SHAPES: dict[str, PreTrainedConfig] = {
         tie_word_embeddings=True,
         rope_parameters=_rope(1e5),
     ),
+    "gemma-3-12b": Gemma3TextConfig(
+        vocab_size=262208,
+        hidden_size=3840,
+        intermediate_size=15360,
+        num_hidden_layers=48,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=1024,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": _rope(1e4),
+        },
+    ),
+    "gpt-oss-20b": GptOssConfig(
+        num_hidden_layers=24,
+        num_local_experts=32,
+        sliding_window=128,
+    ),
+    "qwen3-30b-a3b": Qwen3MoeConfig(  # type: ignore[call-arg]  # it takes head_dim as it comes
+        hidden_size=2048,
+        intermediate_size=6144,
+        moe_intermediate_size=768,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        num_experts=128,
+        num_experts_per_tok=8,
+        norm_topk_prob=True,
+        max_position_embeddings=40960,
+        rope_parameters=_rope(1e6),
+    ),
+    "qwen3-next-80b": Qwen3NextConfig(
+        num_hidden_layers=48,
+        num_experts=512,
+        num_experts_per_tok=10,
+        max_position_embeddings=262144,
+        rope_parameters=_rope(1e7) | {"partial_rotary_factor": 0.25},
+    ),
 }
+
+
+def shape(name: str) -> PreTrainedConfig:
+    """The config of a shape: a name above or the path of a config.json, and perhaps `@LAYERS`.
+
+    Of a config for text and images the part for text. Raises ValueError, with the way out, for what
+    is neither, and OSError for a file that cannot be read.
+    """
+    name, at, layers = name.partition("@")
+    if name in RANDOM_SHAPES:
+        config = copy.deepcopy(RANDOM_SHAPES[name])
+    elif name.endswith(".json"):
+        config = AutoConfig.from_pretrained(name).get_text_config(decoder=True)
+    else:
+        raise ValueError(f"the shapes are {', '.join(RANDOM_SHAPES)}, and any path/to/config.json")
+    whole = config.num_hidden_layers
+    if not at:
+        return config
+    if not layers.isdecimal() or not 0 < int(layers) <= whole:
+        raise ValueError(f"@{layers} is no number of layers from 1 to {whole}")
+    of_layers = [
+        key
+        for key, value in vars(config).items()
+        if isinstance(value, list) and len(value) == whole
+    ]
+    for key in of_layers:
+        setattr(config, key, getattr(config, key)[: int(layers)])
+    config.num_hidden_layers = int(layers)
+    return config
 
 
 def random_model(

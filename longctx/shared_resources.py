@@ -5,12 +5,13 @@ of whole books.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
 from kv_compression import out_of_memory
-from longctx import models, preflight
+from longctx import models, preflight, protocol
 from longctx.errors import SettingError
 from longctx.models import ModelSource
 from longctx.prompts import PromptBuilder
@@ -19,6 +20,8 @@ from longctx.redaction import reason
 from longctx.settings import Settings
 from longctx.task import Sample, Task, samples_by_context
 from longctx.weights import Loading, free_memory
+
+Made = TypeVar("Made")
 
 
 class SharedResources:
@@ -30,41 +33,45 @@ class SharedResources:
 
     def __init__(self, *, keeps_prompts: bool = False):
         self._keeps_prompts = keeps_prompts
-        self._sources: dict[Any, ModelSource] = {}
-        self._builders: dict[Any, PromptBuilder] = {}
-        self._samples: dict[Any, dict[int, list[Sample]]] = {}
+        self._made: dict[Any, Any] = {}
         self._models: dict[Any, tuple[PreTrainedModel, Loading]] = {}
 
     def source(self, settings: Settings) -> ModelSource:
         """Tokenizer and config. Raises SettingError."""
-        key = settings.model_id, settings.trust_remote_code
-        if key not in self._sources:
-            self._sources[key] = models.find(settings)
-        return self._sources[key]
+        return self._once(("source", *_model(settings)), lambda: models.find(settings))
 
     def builder(self, task: Task, settings: Settings, source: ModelSource) -> PromptBuilder:
         """The builder of the task's prompts. Raises SettingError."""
         use_template = preflight.uses_chat_template(task, settings, source)
-        thinking = settings.enable_thinking
-        key = settings.model_id, settings.trust_remote_code, use_template, thinking
-        if key not in self._builders:
-            self._builders[key] = PromptBuilder(
+        is_kvpress = protocol.is_kvpress(settings)
+        thinking = "off" if is_kvpress else settings.enable_thinking
+
+        def make() -> PromptBuilder:
+            builder = PromptBuilder(
                 source.tokenizer,
                 use_template,
                 keeps_prompts=self._keeps_prompts,
                 enable_thinking=None if thinking == "auto" else thinking == "on",
+                reads_apart=is_kvpress,
             )
-            preflight.note_thinking(settings, self._builders[key])
-        return self._builders[key]
+            preflight.note_thinking(settings, builder)
+            return builder
+
+        about = *_model(settings), use_template, thinking, is_kvpress
+        return self._once(("builder", *about), make)
 
     def samples(
         self, task: Task, settings: Settings, builder: PromptBuilder
     ) -> dict[int, list[Sample]]:
         """Samples for each context length. Raises SettingError."""
-        key = task.name, task.script, _values(settings, "samples")
-        if key not in self._samples:
-            self._samples[key] = samples_by_context(task, settings, builder)
-        return self._samples[key]
+        key = "samples", task.name, task.script, _values(settings, "samples")
+        return self._once(key, lambda: samples_by_context(task, settings, builder))
+
+    def _once(self, key: Any, make: Callable[[], Made]) -> Made:
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
 
     def model(
         self, settings: Settings, source: ModelSource, quantization: Quantization
@@ -90,6 +97,10 @@ class SharedResources:
             return self._models[key]
         # Outside the handler, where the error no longer holds the tensors.
         raise SettingError("MODEL_ID", settings.model_id, problem)
+
+
+def _model(settings: Settings) -> tuple[str, str, bool]:
+    return settings.model_id, settings.gguf_file, settings.trust_remote_code
 
 
 def _values(settings: Settings, of: str) -> tuple[tuple[str, Any], ...]:

@@ -14,7 +14,7 @@ from longctx.task import Sample, Task
 
 @dataclass
 class Summaries:
-    """Makes the summaries of one run.
+    """The summaries of one run, and the rows that they are of.
 
     has_quality: False where weights are random.
     is_pruned: whether a KV method is at work.
@@ -29,6 +29,9 @@ class Summaries:
     is_pruned: bool
     weights_gb: float | None
     n_left_out: dict[int, int] = field(default_factory=dict)
+    made: list[Summary] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    _out_of_memory_at: int | None = None
     _is_noted: bool = False
 
     def identity(self, context_tokens: int) -> Row:
@@ -40,6 +43,21 @@ class Summaries:
             "kv_mode": self.settings.kv_mode,
             "context_tokens": context_tokens,
         }
+
+    def is_too_long(self, context_tokens: int) -> bool:
+        """Whether OOM=stop leaves out this length: memory ran out at it or at a shorter one."""
+        return self._out_of_memory_at is not None and context_tokens >= self._out_of_memory_at
+
+    def add(self, context_tokens: int, rows: Sequence[Row], timing: dict[str, Any]) -> Summary:
+        """Keep the rows of a context length, and return its summary."""
+        is_skipped = self.is_too_long(context_tokens)
+        if self.settings.oom == "stop" and any(row.get("oom") for row in rows):
+            known = self._out_of_memory_at or context_tokens
+            self._out_of_memory_at = min(context_tokens, known)
+        timing["skipped_after_oom_at"] = self._out_of_memory_at if is_skipped else None
+        self.rows += rows
+        self.made.append(self.of_context(context_tokens, rows, timing))
+        return self.made[-1]
 
     def of_context(
         self, context_tokens: int, rows: Sequence[Row], timing: dict[str, Any]
@@ -66,16 +84,16 @@ class Summaries:
         floors = scoring.floors(self.task, rows, self.settings.seed)
         return cast(Summary, {**summary, **floors})
 
-    def of_run(self, rows: Sequence[Row], summaries: Sequence[Summary]) -> dict[str, Any]:
+    def of_run(self) -> dict[str, Any]:
         """The summary of all rows: counts, and quality by context length."""
         return {
             "run_id": self.meta["run_id"],
-            "n_requests": len(rows),
-            "n_failed": sum(not row["success"] for row in rows),
-            "n_oom": sum(bool(row.get("oom")) for row in rows),
-            **{name: sum(map(itemgetter(name), summaries)) for name in outcomes.COUNTS},
+            "n_requests": len(self.rows),
+            "n_failed": sum(not row["success"] for row in self.rows),
+            "n_oom": sum(bool(row.get("oom")) for row in self.rows),
+            **{name: sum(map(itemgetter(name), self.made)) for name in outcomes.COUNTS},
             "weights_gb": self.weights_gb,
-            **results.quality_by_length(summaries, self.task.score_names),
+            **results.quality_by_length(self.made, self.task.score_names),
         }
 
     def note_untimed(self, summary: Summary) -> None:

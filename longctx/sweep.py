@@ -24,18 +24,22 @@ import argparse
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
-from longctx import config, console, isolated_runs, load_results, tables
+from longctx import (
+    choice_tables,
+    cli,
+    config,
+    console,
+    isolated_runs,
+    load_results,
+)
 from longctx.cells import Cell, Outcome, grid, read, task_of, written
 from longctx.console import notice, stdout
 from longctx.errors import CannotRunError
-from longctx.interrupt import Terminated, sigterm_raises
 
 if TYPE_CHECKING:
     from longctx.shared_resources import SharedResources
@@ -103,9 +107,10 @@ def run(cell: Cell, resources: "SharedResources") -> Outcome:
 
 
 def print_tables(outcomes: Mapping[Cell, Outcome]) -> None:
-    """A table for each script: the runs that have results side by side, below it what is not done.
+    """Of each script the table of what is pruned against the full cache, and what is not done.
 
-    A run's label is what of its variables is not the same in all runs of its script.
+    Runs that have no full cache to be compared with stand in a table of all runs, side by side,
+    where a run's label is what of its variables is not the same in all runs of its script.
     """
     for script in dict.fromkeys(cell.script for cell in outcomes):
         mine = {cell: outcome for cell, outcome in outcomes.items() if cell.script == script}
@@ -117,8 +122,7 @@ def print_tables(outcomes: Mapping[Cell, Outcome]) -> None:
             problem = outcome.problem
             try:
                 if outcome.results is not None:
-                    # Without rows, which would fill the memory after a large sweep.
-                    runs.append(load_results.read(outcome.results) | {"rows": []})
+                    runs.append(_without_texts(load_results.read(outcome.results)))
                     labels.append(" ".join(differing.values()))
             except load_results.UnusableFileError as error:
                 problem = f"{outcome.results} {error}"
@@ -126,13 +130,18 @@ def print_tables(outcomes: Mapping[Cell, Outcome]) -> None:
                 not_done.append(
                     console.one_line(f"not done: {' '.join(written(differing))}: {problem}")
                 )
-        if runs:
-            table = tables.table_of(runs, labels)
-            captions = [*([str(table.caption)] if table.caption else []), *map(escape, not_done)]
-            table.caption, table.caption_justify = "\n".join(captions) or None, "left"
-            stdout.print(table)
-        else:
+        choice_tables.print_runs(runs, labels)
+        if not_done:
             stdout.print("\n".join(not_done), markup=False, highlight=False)
+
+
+def _without_texts(full: load_results.FullResults) -> load_results.FullResults:
+    """Results without what is long in them, which would fill the memory after a large sweep."""
+    for row in full["rows"]:
+        for sample in row["samples"]:
+            for name in ("prediction", "output", "question"):
+                sample.pop(name, None)
+    return full
 
 
 def positive(text: str) -> float:
@@ -145,12 +154,7 @@ def positive(text: str) -> float:
 
 def main() -> int:
     """Run what the arguments or stdin say; returns the exit code."""
-    config.guard()
-    parser = argparse.ArgumentParser(
-        prog="python -m longctx.sweep",
-        description=__doc__,
-        formatter_class=console.HelpFormatter,
-    )
+    parser = cli.parser(__doc__, prog="python -m longctx.sweep")
     parser.add_argument("script", nargs="?", help="script of a grid; without it runs from stdin")
     parser.add_argument("assignments", nargs="*", metavar="NAME=a,b", help="values of a setting")
     parser.add_argument("--isolate", action="store_true", help="a fresh process for each run")
@@ -165,26 +169,10 @@ def main() -> int:
         parser.error("--timeout and --gpus need --isolate")
     if chosen.script is None and sys.stdin.isatty():
         parser.error("name a script and its settings, or write runs to stdin")
-    return command(
-        lambda: grid(chosen.script, chosen.assignments) if chosen.script else read(sys.stdin),
-        isolate=chosen.isolate,
-        timeout_s=chosen.timeout,
-        gpus=chosen.gpus.split(",") if chosen.gpus else (None,),
-    )
-
-
-def command(cells: Callable[[], list[Cell]], **options: Any) -> int:
-    """Make and run the cells for a command line; returns the exit code. options: of `run_all`."""
-    try:
-        with sigterm_raises():
-            return run_all(cells(), **options)
-    except CannotRunError as error:
-        console.error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except Terminated:
-        return 143
+    with cli.exit_codes():
+        cells = grid(chosen.script, chosen.assignments) if chosen.script else read(sys.stdin)
+        gpus = chosen.gpus.split(",") if chosen.gpus else (None,)
+        return run_all(cells, isolate=chosen.isolate, timeout_s=chosen.timeout, gpus=gpus)
 
 
 if __name__ == "__main__":

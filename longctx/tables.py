@@ -1,6 +1,7 @@
 """Runs as tables on the terminal: figures by context, and a few predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich.markup import escape
@@ -9,7 +10,7 @@ from rich.table import Table
 from longctx import figures, outcomes
 from longctx.console import printable, stdout
 
-Line = tuple[str, tuple[str, ...], int]  # label, path in the context summary, decimals
+Line = tuple[str, tuple[str, ...], int]  # label, keys that lead to it in the summary, decimals
 
 _NOT_TOLD = "\N{DAGGER}"
 _SHOWN_PREDICTIONS = 3
@@ -21,34 +22,30 @@ def table_of(runs: Sequence[dict[str, Any]], labels: Sequence[str] = ("",)) -> T
 
     labels: of the runs, shown where there are several.
     """
-    summaries = [summary for run in runs for summary in run["ctx_summaries"]]
+    summaries = _summaries(runs)
     contexts = sorted({summary["context_tokens"] for summary in summaries})
+    several = len(runs) > 1
     table = Table(title=escape(printable(runs[0]["run_meta"]["model"])), title_justify="left")
     table.add_column("p50; mean [95%]")
-    if len(runs) > 1:
+    if several:
         table.add_column("run")
     for context_tokens in contexts:
         table.add_column(f"{context_tokens:,}", justify="right")
-    several = len(runs) > 1
-    for place, run in enumerate(runs):
-        at = _by_context(run)
-        table.add_row(
-            "" if place else "samples",
-            *([escape(labels[place])] if several else []),
-            *(outcomes.samples(at[length]) if length in at else "" for length in contexts),
-        )
-    if several:
-        table.add_section()
-    for name, path, decimals in figures_of(runs):
-        for place, run in enumerate(runs):
-            at = _by_context(run)
-            cells = [cell(at.get(length), path, decimals) for length in contexts]
-            run_label = [escape(labels[place])] if several else []
-            table.add_row(
-                "" if place else escape(printable(name)[:_SHOWN_CHARACTERS]), *run_label, *cells
-            )
+
+    def add_line(name: str, cell_of: Callable[[dict[str, Any]], str]) -> None:
+        for run, run_label in zip(runs, labels, strict=True):
+            at = {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
+            cells = [cell_of(at[length]) if length in at else "" for length in contexts]
+            texts = [name, *([run_label] if several else []), *cells]
+            table.add_row(*map(escape, texts))
+            name = ""
         if several:
             table.add_section()
+
+    add_line("samples", outcomes.samples)
+    for name, path, decimals in lines_of(runs):
+        cell_of = partial(cell, path=path, decimals=decimals, not_told=_NOT_TOLD)
+        add_line(printable(name)[:_SHOWN_CHARACTERS], cell_of)
     explained = captions(runs, labels if several else [""])
     chance = next((guessing(s) for s in summaries if guessing(s) is not None), None)
     if chance is not None:
@@ -69,29 +66,29 @@ def captions(runs: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]
     ]
 
 
-def _by_context(run: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    return {summary["context_tokens"]: summary for summary in run["ctx_summaries"]}
+def _summaries(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [summary for run in runs for summary in run["ctx_summaries"]]
 
 
-def figures_of(runs: Sequence[dict[str, Any]]) -> list[Line]:
-    """The figures that any of the runs has; the path of a group's score has several parts."""
+def lines_of(runs: Sequence[dict[str, Any]]) -> list[Line]:
+    """The figures that any of the runs has; several keys lead to the score of a group."""
     costs: list[Line] = []
     shares: list[Line] = []
     for figure in figures.shown(figures.TABLE):
         line = figure.heading, (figure.summary_keys[0],), figure.shown[figures.TABLE]
         (shares if figure.group == figures.QUALITY else costs).append(line)
     lines = [*costs, *_score_lines(runs), *shares]
-    summaries = [summary for run in runs for summary in run["ctx_summaries"]]
     # Others: GPU memory on a CPU, quality of random weights.
-    measured = [line for line in lines if any(_value(s, line[1]) is not None for s in summaries)]
+    measured = [
+        line for line in lines if any(_value(s, line[1]) is not None for s in _summaries(runs))
+    ]
     return measured or lines[:1]
 
 
 def _score_lines(runs: Sequence[dict[str, Any]]) -> list[Line]:
     """Each score, where samples failed also with these as 0, then its groups'."""
     labels: dict[tuple[str, ...], str] = {}
-    summaries = [summary for run in runs for summary in run["ctx_summaries"]]
-    has_failures = any(outcomes.n_failures(s) for s in summaries)
+    has_failures = any(map(outcomes.n_failures, _summaries(runs)))
     for run in runs:
         meta = run["run_meta"]
         for score in meta["score_names"]:
@@ -114,7 +111,7 @@ def guessing(summary: dict[str, Any]) -> float | None:
 
 
 def _value(summary: dict[str, Any], path: tuple[str, ...], suffix: str = "") -> Any:
-    """What stands at `path`; `suffix` belongs to its last key."""
+    """What the keys of `path` lead to; `suffix` belongs to the last one."""
     *groups, key = path
     for group in groups:
         summary = summary.get(group, {})
@@ -163,20 +160,18 @@ def print_paths(paths: Sequence[object]) -> None:
         stdout.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
 
 
-def cell(summary: dict[str, Any] | None, path: tuple[str, ...], decimals: int) -> str:
-    """A figure of a context summary, with its interval, as tables show it."""
-    return "" if summary is None else escape(plain_cell(summary, path, decimals, _NOT_TOLD))
+def cell(summary: dict[str, Any], path: tuple[str, ...], decimals: int, not_told: str) -> str:
+    """A figure of a context summary, with its interval, as tables show it.
 
-
-def plain_cell(summary: dict[str, Any], path: tuple[str, ...], decimals: int, not_told: str) -> str:
-    """The same as text that is no markup; not_told: what marks a score that may be guessed."""
+    not_told: what marks a score that guessing may have given.
+    """
     if is_out_of_memory(summary):
         return "out of memory"
     value = _value(summary, path)
     interval = _value(summary, path, "_ci95")
-    text = figure(value, decimals)
+    text = number_text(value, decimals)
     if interval is not None:
-        text += f" [{', '.join(figure(bound, decimals) for bound in interval)}]"
+        text += f" [{', '.join(number_text(bound, decimals) for bound in interval)}]"
     if path == ("em",) and guessing(summary) is not None:
         text += f" {not_told}"
     is_marked = value is not None and outcomes.is_partial(summary)
@@ -189,7 +184,7 @@ def is_out_of_memory(summary: dict[str, Any]) -> bool:
     return bool(ran_out and not summary["total_count"])
 
 
-def figure(value: object, decimals: int) -> str:
+def number_text(value: object, decimals: int) -> str:
     """A number as tables show it; a dash for what was not measured."""
     return f"{value:,.{decimals}f}" if isinstance(value, (int, float)) else "-"
 

@@ -2,20 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from kv_compression.attention import Backend
 from longctx import data
 from longctx.console import notice
 from longctx.errors import SettingError
-from longctx.prompts import ContextTooShortError, Parts, PromptBuilder
+from longctx.prompts import ContextTooShortError, PromptBuilder, PromptParts
 from longctx.records import RecordError
 from longctx.settings import Settings
 
 # (seed, count, document_tokens, count_tokens) -> records in a data set's schema
 Synthesize = Callable[[int, int, int, Callable[[str], int]], list[dict[str, Any]]]
+# (settings, context_tokens, prompt_tokens) -> the same, of prompts filled to their last token;
+# prompt_tokens: a record -> tokens of its whole prompt
+Compose = Callable[[Any, int, Callable[[dict[str, Any]], int]], list[dict[str, Any]]]
+# predictions and their references -> scores by name, one dict a sample
+Score = Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Sample:
     """
 
     sample_id: str
-    parts: Parts
+    parts: PromptParts
     references: list[str]
     evidence: list[str] = field(default_factory=list)
     choices: dict[str, str] = field(default_factory=dict)
@@ -64,9 +69,14 @@ class Task:
         KeyError, TypeError, ValueError, IndexError and AttributeError mean that the record is not
         of the data set's schema.
     synthesize: what writes the records of each DATASET_ID that the project writes itself.
+    compose: the same for records that differ in what they take beside their document. Raises
+        ValueError for a context that is too short.
+    ordered: settings and all records of a data set -> those that N_SAMPLES takes the first of;
+        None for all as they are.
     answer: the model's text, its sample and whether the prompt was raw -> the prediction, empty
         for none.
     score: predictions and their references -> scores by name, one dict a sample.
+    score_of: a sample in the results -> the `score` of such samples; None where all have the same.
     score_names: the names, in the order of the tables. The others that `score` gives are left out.
     data_scores: settings and samples -> names of scores that stand before `score_names` for such
         data; none for most.
@@ -90,12 +100,13 @@ class Task:
     sample: Callable[[dict[str, Any], int, Any], Sample]
     synthesize: Mapping[str, Synthesize]
     answer: Callable[[str, Sample, bool], str]
-    score: Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]]
+    score: Score
     score_names: tuple[str, ...]
+    compose: Mapping[str, Compose] = field(default_factory=dict)
+    ordered: Callable[[Any, Iterator[data.Record]], Iterable[data.Record]] | None = None
+    score_of: Callable[[Mapping[str, Any]], Score] | None = None
     data_scores: Callable[[Any, Sequence[Sample]], tuple[str, ...]] = lambda *_: ()
-    score_texts: (
-        Callable[[Sequence[str], Sequence[Sequence[str]]], list[dict[str, float | None]]] | None
-    ) = None
+    score_texts: Score | None = None
     check_scores: Callable[[], None] = lambda: None
     needs_chat_turn: bool = False
     groups: tuple[str, ...] = ()
@@ -109,16 +120,31 @@ class Task:
         """The task with the scores that these samples are reported by."""
         return replace(self, score_names=(*self.data_scores(settings, samples), *self.score_names))
 
+    def scores(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        samples: Sequence[Mapping[str, Any]],
+    ) -> list[dict[str, float | None]]:
+        """`score` of each, or what `score_of` says of its sample in the results."""
+        if self.score_of is None:
+            return self.score(predictions, references)
+        rows = zip(predictions, references, samples, strict=True)
+        return [self.score_of(sample)([mine], [known])[0] for mine, known, sample in rows]
+
 
 def samples_by_context(
     task: Task, settings: Settings, builder: PromptBuilder
 ) -> dict[int, list[Sample]]:
     """Samples for each context length; only synthetic documents differ between lengths."""
+    if compose := task.compose.get(settings.dataset_id):
+        return {
+            length: _parse(task, settings, _composed(task, settings, builder, compose, length))
+            for length in settings.contexts
+        }
     records_of = task.synthesize.get(settings.dataset_id)
     if records_of is None:
-        samples = _parse(task, settings, data.read(settings))
-        _check_contexts(settings, builder, samples)
-        return dict.fromkeys(settings.contexts, samples)
+        return _read(task, settings, builder)
 
     def synthesize(document_tokens: int) -> list[Sample]:
         records = records_of(
@@ -128,6 +154,33 @@ def samples_by_context(
 
     longest_question = _check_contexts(settings, builder, synthesize(0))
     return {length: synthesize(length - longest_question) for length in settings.contexts}
+
+
+def _composed(
+    task: Task, settings: Settings, builder: PromptBuilder, compose: Compose, context_tokens: int
+) -> list[data.Record]:
+    def prompt_tokens(record: data.Record) -> int:
+        return builder.whole_tokens(task.sample(record, 0, settings).parts)
+
+    try:
+        return compose(settings, context_tokens, prompt_tokens)
+    except ValueError as error:
+        raise SettingError("CONTEXTS", context_tokens, str(error)) from None
+
+
+def _read(task: Task, settings: Settings, builder: PromptBuilder) -> dict[int, list[Sample]]:
+    """Samples of a hub data set or a file, the same for all lengths unless `{context}` is there."""
+    config = settings.dataset_config
+    by_config: dict[str | None, list[Sample]] = {}
+    found = {}
+    for length in settings.contexts:
+        mine = config and config.replace("{context}", str(length))
+        if mine not in by_config:
+            of_length = replace(settings, dataset_config=mine)
+            by_config[mine] = _parse(task, settings, data.read(of_length, task.ordered))
+            _check_contexts(settings, builder, by_config[mine])
+        found[length] = by_config[mine]
+    return found
 
 
 def _parse(task: Task, settings: Settings, records: list[data.Record]) -> list[Sample]:
@@ -162,7 +215,7 @@ def _check(sample: Sample) -> None:
     for name, value in (
         ("sample_id", [sample.sample_id]),
         ("question", [sample.question]),
-        ("prompt", astuple(sample.parts)),
+        ("prompt", sample.parts.texts),
         ("references", sample.references),
         ("evidence", sample.evidence),
         ("choices", [*sample.choices.values()]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,22 +70,17 @@ def texts_of(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[Sequence[i
         if token.special and _is_mark(token.content)
     }
 
-    def decode(tokens: Sequence[int]) -> str:
+    def text_of(mark: str | None, tokens: list[int]) -> str:
+        if mark is not None:
+            return mark * len(tokens)
         return str(
-            tokenizer.decode(
-                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
 
-    texts = []
-    for tokens in new_tokens:
-        places = [place for place, token in enumerate(tokens) if token in marks]
-        parts, began = [], 0
-        for place in places:
-            parts += [decode(tokens[began:place]), marks[tokens[place]]]
-            began = place + 1
-        texts.append("".join([*parts, decode(tokens[began:])]))
-    return texts
+    return [
+        "".join(text_of(mark, list(run)) for mark, run in groupby(tokens, key=marks.get))
+        for tokens in new_tokens
+    ]
 
 
 def _is_mark(token: str) -> bool:

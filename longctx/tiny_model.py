@@ -5,8 +5,9 @@ no list of models is kept. A kind of which no tiny model can be made is left to 
 """
 
 import copy
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from kv_compression import quantized, rope_length
+from kv_compression import attention, quantized, rope_length
+from kv_compression.attention import eager
 from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
+from kv_compression.layer_kinds import layer_kinds
+from kv_compression.prefill import layered
+from kv_compression.prefill.last_layer import last_token_alone
 from kv_compression.pruning import Pruning
 from longctx.errors import SettingError
 from longctx.models import ModelSource
@@ -35,6 +40,8 @@ _WIDTHS = (
 )
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MOST_EXPERTS = 16
+_SPANS = ("sliding_window", "attention_chunk_size")
+_SPAN = 7  # tokens, so that a window ends within the trial's prompt
 _MOST_PARAMETERS = 100_000_000
 # Of float32 logits on one processor; a wrong mask or scale is off by a tenth of them.
 _TOLERANCE = 1e-3
@@ -44,20 +51,20 @@ _passed: set[str] = set()  # what was tried before in this process
 
 def check(settings: Settings, source: ModelSource, pruning: Pruning | None) -> None:
     """Raises SettingError for what the model cannot do here, whatever its weights are."""
-    if source.is_random:
-        return  # all shapes are known to run
     longest = max(settings.contexts) + settings.max_new_tokens
     batch, scope, bits = settings.batch_size > 1, settings.kv_scope, settings.kv_quant
     lengths = settings.contexts, settings.max_new_tokens
-    key = f"{source.config.to_json_string()} {pruning} {batch} {scope} {bits} {lengths}"
+    how = settings.attn_impl, settings.prefill
+    key = f"{source.config.to_json_string()} {pruning} {batch} {scope} {bits} {lengths} {how}"
     if key in _passed:
         return
     with _aside():
-        model = _tiny_model(source.config, settings.trust_remote_code)
+        model = _tiny_model(source.config, settings.trust_remote_code, longest)
         if model is not None:
             _check_positions(settings, model, longest)
             _check_rotation(settings, model)
             _check_attention(settings, model)
+            _check_layered(settings, model)
             _check_request(settings, model, pruning)
     _passed.add(key)
 
@@ -76,12 +83,14 @@ def _aside() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _tiny_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel | None:
+def _tiny_model(
+    config: PreTrainedConfig, trust_remote_code: bool, longest: int
+) -> PreTrainedModel | None:
     """None where there can be none, or where it does not run as transformers would have it."""
 
     def made() -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            tiny_config(config),
+            tiny_config(config, longest),
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             attn_implementation="eager",
@@ -102,16 +111,22 @@ def _tiny_model(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrained
     return model if logits.isfinite().all() else None
 
 
-def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy that keeps the kinds of layers, the heads' grouping and size, and the positions."""
+def tiny_config(config: PreTrainedConfig, longest: int) -> PreTrainedConfig:
+    """A copy that keeps the kinds of layers, the heads' grouping and size, and the positions.
+
+    A window that texts of `longest` tokens reach beyond is made to end within the trial's prompt.
+    """
     tiny = copy.deepcopy(config.get_text_config())
+    head_dims = [getattr(layer, "head_dim", None) for layer in tiny.per_layer_config]
+    tiny.per_layer_config = None  # of what layers differ in, only this
     layers, hidden, heads = tiny.num_hidden_layers, tiny.hidden_size, tiny.num_attention_heads
     head_dim = getattr(tiny, "head_dim", None) or hidden // heads
     lists = [name for name, value in vars(tiny).items() if _is_list(value, layers)]
     few = min(layers, _LAYERS_OF_KINDS if lists else _LAYERS)
     groups = getattr(tiny, "num_key_value_heads", None)
     sizes: dict[str, Any] = {name: getattr(tiny, name)[:few] for name in lists}
-    sizes |= {"num_hidden_layers": few, "num_attention_heads": _HEADS, "vocab_size": _WORDS}
+    sizes |= {"num_hidden_layers": few, "num_attention_heads": _HEADS}
+    sizes |= {name: _WORDS for name in vars(tiny) if name.startswith("vocab_size")}
     if groups is not None:
         sizes["num_key_value_heads"] = 1 if groups == 1 else _HEADS if groups == heads else 2
     for name, value in vars(tiny).items():
@@ -123,13 +138,32 @@ def tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
     for name in _EXPERTS:
         if type(count := getattr(tiny, name, None)) is int:
             sizes[name] = min(count, _MOST_EXPERTS)
+    if not all(kind.is_full or kind.states for kind in layer_kinds(config, longest)):
+        sizes |= {name: _SPAN for name in _SPANS if type(getattr(tiny, name, None)) is int}
+    sizes |= _state_sizes(tiny, _HEADS * head_dim)
     sizes |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if hasattr(tiny, "initializer_range"):
         sizes["initializer_range"] = 0.2  # so that attention has an effect
     for name, value in sizes.items():
         setattr(tiny, name, value)
     tiny.__dict__.pop("quantization_config", None)
+    if len(set(head_dims)) > 1:
+        tiny.per_layer_config = {i: {"head_dim": size} for i, size in enumerate(head_dims[:few])}
     return tiny
+
+
+def _state_sizes(config: PreTrainedConfig, hidden: int) -> dict[str, int]:
+    """Sizes of linear and state-space layers that fit together and are quickly computed."""
+    inner = hidden * (getattr(config, "mamba_expand", None) or getattr(config, "expand", None) or 2)
+    sizes = {
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_num_heads": 2},
+        **{"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_head_dim": 16},
+        **{"mamba_n_heads": 8, "mamba_num_heads": 8, "mamba_d_ssm": inner},
+        **{"mamba_d_head": inner // 8, "mamba_head_dim": inner // 8},
+        **{"mamba_d_state": 16, "ssm_state_size": 16, "mamba_n_groups": 1, "n_groups": 1},
+        **{"mamba_chunk_size": 8, "chunk_size": 8},
+    }
+    return {name: size for name, size in sizes.items() if hasattr(config, name)}
 
 
 def _is_list(value: object, length: int) -> bool:
@@ -174,32 +208,83 @@ def _check_rotation(settings: Settings, model: PreTrainedModel) -> None:
             )
 
 
+class _AsAsked:
+    """Attends as the run's backend would, as far as models tell one from another, on a CPU."""
+
+    def __init__(self, settings: Settings):
+        self.__name__ = settings.attn_impl
+        self.check, self.attend = eager.check, eager.attend
+
+    def features(self) -> frozenset[str]:
+        """Those of the run's backend."""
+        return attention.features(attention.backend(self.__name__))
+
+
 def _check_attention(settings: Settings, model: PreTrainedModel) -> None:
     """Raises SettingError where our attention cannot be the model's, or is another than its own."""
-    tokens = _tokens(1)
-    own = model(tokens, use_cache=False).logits
-    cache = PrunedCache(model.config.num_hidden_layers)
-    backend = "eager" if settings.attn_impl == "eager" else "sdpa"
+    # A question that is read apart follows the text in one chunk, a new token alone.
+    cuts = [_PROMPT - _QUESTION, _PROMPT - 1] if settings.kv_scope == "context" else [_PROMPT - 1]
     try:
-        with use_attention(model, backend, cache):
-            parts = [
-                model(
-                    tokens[:, part],
-                    position_ids=torch.arange(_PROMPT)[None, part],
-                    past_key_values=cache,
-                    use_cache=True,
-                ).logits
-                for part in (slice(None, -1), slice(-1, None))
-            ]
+        logits = _logits(settings, model, cuts)
     except Exception as error:  # whatever it is, the real model would meet it in every request
         raise SettingError("MODEL_ID", settings.model_id, f"cannot run: {reason(error)}") from error
-    difference = (torch.cat(parts, dim=1) - own).abs().max()
-    if not difference <= _TOLERANCE * own.abs().max():
+    if not _is_own(logits, model):
+        way_out = "; use KV_SCOPE=prompt" if _is_own(_logits(settings, model), model) else ""
         raise SettingError(
             "MODEL_ID",
             settings.model_id,
-            f"cannot run: {type(model).__name__} attends in a way that is not supported here",
+            f"cannot run: {type(model).__name__} attends in a way that is not supported "
+            f"here{way_out}",
         )
+
+
+def _logits(settings: Settings, model: PreTrainedModel, cuts: Sequence[int] = ()) -> torch.Tensor:
+    """The model's logits over our attention and cache, of a prompt in parts."""
+    cache = PrunedCache(layer_kinds(model.config))
+    tokens, parts = _tokens(1), [0, *cuts, _PROMPT]
+    with use_attention(model, _AsAsked(settings), cache):
+        found = [
+            model(
+                tokens[:, first:last],
+                position_ids=torch.arange(first, last)[None],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            for first, last in itertools.pairwise(parts)
+        ]
+    return torch.cat(found, dim=1)
+
+
+def _is_own(logits: torch.Tensor, model: PreTrainedModel) -> bool:
+    """Whether logits of the last tokens are what the model makes of them by itself."""
+    own = model(_tokens(1), use_cache=False).logits[:, -logits.shape[1] :]
+    difference = (logits - own).abs().max()
+    return bool(difference <= _TOLERANCE * own.abs().max())
+
+
+def _check_layered(settings: Settings, model: PreTrainedModel) -> None:
+    """Raises SettingError where a prefill layer by layer is asked for, or chosen, and is wrong."""
+    if settings.prefill == "whole":
+        return
+    problem = layered.reason_unsupported(model)
+    if problem is None:
+        try:
+            cache = PrunedCache(layer_kinds(model.config))
+            with (
+                use_attention(model, _AsAsked(settings), cache),
+                last_token_alone(model, cache),
+                layered.layer_by_layer(model, cache, _tokens(1).shape, rows=_PROMPT // 3),
+            ):
+                logits = model(_tokens(1), past_key_values=cache, logits_to_keep=1).logits
+            is_right = _is_own(logits, model)
+        except NotImplementedError as error:
+            problem = str(error)
+        else:
+            problem = None if is_right else "what its layers hand on is not only hidden states"
+    elif settings.prefill == "auto":
+        return  # and so goes as a whole
+    if problem is not None:
+        raise SettingError("PREFILL", settings.prefill, f"{problem}; use PREFILL=whole")
 
 
 def _check_request(settings: Settings, model: PreTrainedModel, pruning: Pruning | None) -> None:
@@ -221,7 +306,7 @@ def _check_request(settings: Settings, model: PreTrainedModel, pruning: Pruning 
             model,
             _tokens(rows),
             mask,
-            backend="eager" if settings.attn_impl == "eager" else "sdpa",
+            backend=_AsAsked(settings),
             max_new_tokens=3,
             pruning=pruning,
             question_tokens=[_QUESTION] * rows if settings.kv_scope == "context" else None,

@@ -1,7 +1,7 @@
 """Weights & Biases, where it is installed and there are credentials; a run never depends on it.
 
-All that belongs to wandb runs on a thread of its own, with a time limit: whatever it raises, and
-where it does not return, the run goes on without it.
+Every call of wandb runs on a thread of its own, with a time limit: whatever it raises, and where it
+does not return, the run goes on without it.
 """
 
 import atexit
@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager
-from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -27,42 +26,35 @@ _FINISH_LIMIT_S = 60
 _SLOW_S = 5  # a failure that took as long is not waited for again by a further run of this process
 _slow: list[Any] = []  # the module, where it is
 
-_Job = tuple[Callable[[], Any], futures.Future]
-
 
 class _GaveUpError(Exception):
     """W&B raised something or did not return; the message says what."""
 
 
-class _Thread:
-    """Calls, one after the other, on a thread that no process waits for at its end."""
+def _call(function: Callable[[], Any], limit_s: float) -> Any:
+    """What `function` returns, called on a thread that no process waits for at its end.
 
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        Thread(target=self._work, name="wandb calls", daemon=True).start()
+    Raises _GaveUpError when it raises or takes longer.
+    """
+    outcome: futures.Future = futures.Future()
 
-    def _work(self) -> None:
-        while True:
-            function, outcome = self._jobs.get()
-            try:
-                outcome.set_result(function())
-            except BaseException as error:  # whatever wandb raises, sys.exit() included
-                outcome.set_exception(error)
+    def work() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # whatever wandb raises, sys.exit() included
+            outcome.set_exception(error)
 
-    def call(self, function: Callable[[], Any], limit_s: float) -> Any:
-        """What `function` returns. Raises _GaveUpError when it raises or takes longer."""
-        outcome: futures.Future = futures.Future()
-        self._jobs.put((function, outcome))
-        began = time.monotonic()
-        futures.wait([outcome], timeout=limit_s)
-        error = outcome.exception() if outcome.done() else TimeoutError()
-        if error is None:
-            return outcome.result()
-        if time.monotonic() - began >= _SLOW_S:
-            _slow.append(sys.modules.get("wandb"))
-        if not outcome.done():
-            raise _GaveUpError(f"no answer within {limit_s:g} s")
-        raise _GaveUpError(redaction.reason(error)) from error
+    began = time.monotonic()
+    Thread(target=work, name="wandb call", daemon=True).start()
+    futures.wait([outcome], timeout=limit_s)
+    error = outcome.exception() if outcome.done() else TimeoutError()
+    if error is None:
+        return outcome.result()
+    if time.monotonic() - began >= _SLOW_S:
+        _slow.append(sys.modules.get("wandb"))
+    if not outcome.done():
+        raise _GaveUpError(f"no answer within {limit_s:g} s")
+    raise _GaveUpError(redaction.reason(error)) from error
 
 
 class _HookOfWandb:
@@ -104,16 +96,13 @@ class Tracker:
         if _slow and sys.modules.get("wandb") is _slow[-1]:
             notice("W&B did not answer before; this run is logged to files only")
             return
-        self._thread = _Thread()
         try:
-            wandb = self._thread.call(_wandb, _START_LIMIT_S)
+            wandb = _call(_wandb, _START_LIMIT_S)
             if wandb is None:
                 notice("wandb is not installed; the run is logged to files only")
                 return
             with _no_questions():
-                self._run = self._thread.call(
-                    lambda: _start(wandb, settings, redaction.masked_in(meta)), _START_LIMIT_S
-                )
+                self._run = _call(lambda: _start(wandb, settings, _masked(meta)), _START_LIMIT_S)
         except _GaveUpError as error:
             notice(
                 f"no W&B ({error}); this run is logged to files only. WANDB_MODE=offline "
@@ -140,7 +129,7 @@ class Tracker:
 
         def finish(run: Any) -> None:
             run.log({"per_request_metrics": _table(rows)})
-            run.summary.update(redaction.masked_in(summary))
+            run.summary.update(_masked(summary))
             run.finish()
 
         self._try(finish, _FINISH_LIMIT_S)
@@ -154,10 +143,14 @@ class Tracker:
         if (run := self._run) is None:
             return
         try:
-            self._thread.call(lambda: call(run), limit_s)
+            _call(lambda: call(run), limit_s)
         except _GaveUpError as error:
             self._run = None
             notice(f"W&B failed ({error}); from here on this run is logged to files only")
+
+
+def _masked(value: Any) -> Any:
+    return redaction.in_texts(value, redaction.masked)
 
 
 def _wandb() -> Any:
@@ -178,6 +171,7 @@ def _start(wandb: Any, settings: Settings, meta: dict[str, Any]) -> Any:
         name=meta["run_id"],
         config={**meta, **meta["variables"]},
         tags=meta["tags"],
+        reinit="create_new",  # runs that share a prefill are open side by side
         # The terminal's text stays here, and a run is stopped here.
         settings=wandb.Settings(
             silent=True, init_timeout=_INIT_TIMEOUT_S, console="off", stop_fn=lambda: None
@@ -195,7 +189,7 @@ def _table(rows: Sequence[Row]) -> Any:
     columns = list(dict.fromkeys(name for line in lines for name in line))
     table = _wandb().Table(columns=columns)
     for line in lines:
-        table.add_data(*redaction.masked_in([line.get(name) for name in columns]))
+        table.add_data(*_masked([line.get(name) for name in columns]))
     return table
 
 

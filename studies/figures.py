@@ -7,17 +7,13 @@ reaches from the fastest to the slowest; of quality the mean with its 95% interv
 top of a panel is a length that ran out of memory.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from longctx import figures, outcomes, tables
+from longctx import cli, figures, outcomes, tables
 from studies import lines, measurements
 from studies.comparisons import main_score
 from studies.lines import Line
@@ -251,9 +247,7 @@ def _log_scales(axis: "Axes", panel: Panel) -> None:
 
 def main() -> None:
     """Write every figure whose sweep is there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser(__doc__)
     parser.add_argument("folder", type=Path, help="LOGDIR of the sweeps")
     parser.add_argument("-o", "--output", type=Path, default=Path("assets"))
     parser.add_argument(
@@ -273,15 +267,14 @@ def main() -> None:
             f"--quality-data={','.join(sorted(unknown))}: there are {', '.join(sorted(known))}"
         )
     arguments.output.mkdir(parents=True, exist_ok=True)
+    trade_off = partial(
+        quality, wanted_length=arguments.quality_length, data=arguments.quality_data
+    )
     for name, sweeps, draw in (
         ("attention_results.png", "attention", attention),
         ("kv_results.png", "kv/", kv),
         ("quant_results.png", ("quantization", "combined"), quantization),
-        (
-            "quality_tradeoff.png",
-            "quality/",
-            partial(quality, wanted_length=arguments.quality_length, data=arguments.quality_data),
-        ),
+        ("quality_tradeoff.png", "quality/", trade_off),
     ):
         if any(point.sweep.startswith(sweeps) for point in points):
             draw(points).savefig(arguments.output / name)

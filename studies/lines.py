@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from studies.comparisons import main_score
 from studies.measurements import Point, grouped, percent
@@ -74,13 +75,14 @@ class Line:
             self.points.append((x, value, min(reached), max(reached)))
 
 
-def by_length(
-    points: Iterable[Point], figure: str, line_of: Callable[[Point], tuple[str, Style, str]]
-) -> list[Line]:
+LineOf = Callable[[Point], tuple[str, Style, str]]  # label, style, kind of the line
+
+
+def by_length(line_of: LineOf, points: Iterable[Point], figure: str) -> list[Line]:
     """A line for each label, against the context length."""
     lines = []
-    for (label, style, dashes), mine in grouped(points, line_of).items():
-        line = Line(label, style, dashes)
+    for about, mine in grouped(points, line_of).items():
+        line = Line(*about)
         for point in mine:
             if point.out_of_memory:
                 line.out_of_memory.append(point.context_tokens)
@@ -90,48 +92,36 @@ def by_length(
     return lines
 
 
-def attention_lines(points: Sequence[Point], figure: str) -> list[Line]:
+def of_backend(point: Point) -> tuple[str, Style, str]:
     """A line for each backend."""
-
-    def line_of(point: Point) -> tuple[str, Style, str]:
-        backend = point.setting("ATTN_IMPL")
-        return backend, style_of(backend, BACKENDS), "-"
-
-    return by_length(points, figure, line_of)
+    backend = point.setting("ATTN_IMPL")
+    return backend, style_of(backend, BACKENDS), "-"
 
 
-def kv_lines(points: Sequence[Point], figure: str) -> list[Line]:
+def of_share(point: Point) -> tuple[str, Style, str]:
     """A line for each share kept."""
-
-    def line_of(point: Point) -> tuple[str, Style, str]:
-        kept = percent(point.kept)
-        return f"{kept} kept", style_of(kept, KEPT), "-"
-
-    return by_length(points, figure, line_of)
+    kept = percent(point.kept)
+    return f"{kept} kept", style_of(kept, KEPT), "-"
 
 
-def quantization_lines(points: Sequence[Point], figure: str) -> list[Line]:
-    """A line for each format of weights or cache, and decode loop."""
-
-    def line_of(point: Point) -> tuple[str, Style, str]:
-        weights, cache = point.setting("QUANT_MODE"), point.setting("KV_QUANT")
-        label = point.weights if cache == "none" else f"{point.weights}, cache {cache}"
-        style = style_of(weights if cache == "none" else cache, FORMATS)
-        return f"{label}, {point.decode}", style, _dashes(point)
-
-    return by_length(points, figure, line_of)
+def of_format(point: Point) -> tuple[str, Style, str]:
+    """A line for each format of weights or cache, and decode loop; that of eager is dashed."""
+    weights, cache = point.setting("QUANT_MODE"), point.setting("KV_QUANT")
+    label = point.weights if cache == "none" else f"{point.weights}, cache {cache}"
+    style = style_of(weights if cache == "none" else cache, FORMATS)
+    return f"{label}, {point.decode}", style, "--" if point.decode == "eager" else "-"
 
 
-def combined_lines(points: Sequence[Point], figure: str) -> list[Line]:
+def of_format_and_share(point: Point) -> tuple[str, Style, str]:
     """A line for each share kept and format of the weights; quantized ones are dotted."""
+    label, style, _ = of_share(point)
+    return f"{point.weights}, {label}", style, "-" if point.setting("QUANT_MODE") == "none" else ":"
 
-    def line_of(point: Point) -> tuple[str, Style, str]:
-        is_plain = point.setting("QUANT_MODE") == "none"
-        kept = percent(point.kept)
-        label = f"{point.weights}, {kept} kept"
-        return label, style_of(kept, KEPT), "-" if is_plain else ":"
 
-    return by_length(points, figure, line_of)
+attention_lines = partial(by_length, of_backend)
+kv_lines = partial(by_length, of_share)
+quantization_lines = partial(by_length, of_format)
+combined_lines = partial(by_length, of_format_and_share)
 
 
 def method_lines(points: Sequence[Point], figure: str) -> list[Line]:
@@ -160,7 +150,3 @@ def quality_lines(points: Sequence[Point], cost: str) -> list[Line]:
         if line.points:
             lines.append(line)
     return lines
-
-
-def _dashes(point: Point) -> str:
-    return "--" if point.decode == "eager" else "-"

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -170,3 +170,27 @@ def about(points: Iterable[Point]) -> str:
         f"{p.meta['model']}, {p.setting('DTYPE')}, {p.meta['device']['name']}" for p in points
     )
     return "; ".join(found)
+
+
+Columns = tuple[Callable[[Point], float], Callable[[float], str]]  # a column's number, its heading
+LENGTHS: Columns = (lambda point: point.context_tokens, "{:,}".format)
+SHARES: Columns = (lambda point: -point.kept, lambda share: percent(-share))  # the largest first
+
+
+def pivot(
+    heads: Mapping[str, Callable[[Point], Any]],
+    entries: Sequence[Item],
+    cell: Callable[[Item], str],
+    columns: Columns = LENGTHS,
+    point_of: Callable[[Any], Point] = lambda point: point,
+) -> str:
+    """A table with a line for each combination of heads, and a column for each length or share."""
+    number, heading = columns
+    numbers = sorted({number(point_of(entry)) for entry in entries})
+    rows = []
+    for names, mine in grouped(
+        entries, lambda entry: tuple(str(head(point_of(entry))) for head in heads.values())
+    ).items():
+        cells = {number(point_of(entry)): cell(entry) for entry in mine}
+        rows.append([*names, *(cells.get(known, "") for known in numbers)])
+    return tables.markdown([*heads, *map(heading, numbers)], rows)

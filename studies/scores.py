@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from scipy.stats import false_discovery_control
 
@@ -9,7 +10,7 @@ from longctx.paired import ScoreDifference
 from longctx.tables import markdown
 from studies import comparisons, measurements
 from studies.comparisons import Pair
-from studies.measurements import Point, grouped, percent
+from studies.measurements import SHARES, Point, grouped, percent, pivot
 
 Block = tuple[str, str]  # name, Markdown
 
@@ -52,7 +53,7 @@ def blocks(points: Sequence[Point]) -> Iterator[Block]:
 def _scored(cells: Iterable[Sequence[Pair]]) -> list[Scored]:
     scores = ((cell, comparisons.score(cell)) for cell in cells)
     return [
-        Scored(cell[0].other, score, [p for pair in cell for p in (pair.reference, pair.other)])
+        Scored(cell[0].other, score, [p for pair in cell for p in pair.points])
         for cell, score in scores
         if score is not None
     ]
@@ -97,16 +98,9 @@ def _counts(seen: Sequence[tuple[str, float, int]], share: float) -> str:
 def _table(sweep: str, lengths: str, here: Sequence[Scored]) -> Block:
     score = max((scored.score for scored in here), key=lambda score: score.n)
     title = f"{sweep}, {lengths}: {score.name} {score.reference:.3f}, n = {score.n}"
-    return f"{title}; what the share kept changes, 95% in pairs", _differences(here)
-
-
-def _differences(here: Sequence[Scored]) -> str:
-    shares = sorted({scored.point.kept for scored in here}, reverse=True)
-    rows: list[list[str]] = [["method", *map(percent, shares)]]
-    for method, mine in grouped(here, lambda scored: scored.point.method).items():
-        cells = {scored.point.kept: _difference(scored) for scored in mine}
-        rows.append([f"`{method}`", *(cells.get(share, "") for share in shares)])
-    return markdown(rows[0], rows[1:])
+    heads = {"method": lambda point: f"`{point.method}`"}
+    text = pivot(heads, here, _difference, SHARES, attrgetter("point"))
+    return f"{title}; what the share kept changes, 95% in pairs", text
 
 
 def _difference(scored: Scored) -> str:

@@ -7,7 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 COMMAND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+needs_browser = pytest.mark.skipif(COMMAND is None, reason="no chromium")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -120,3 +123,14 @@ class Browser:
         self._in.close()
         self.process.terminate()
         self.process.wait(timeout=20)
+
+
+def click(chromium, selector):
+    """Click the first element that the selector finds."""
+    chromium.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+def texts(chromium, selector):
+    """What is shown of each element that the selector finds."""
+    found = f"[...document.querySelectorAll({json.dumps(selector)})]"
+    return chromium.run(f"{found}.map((node) => node.innerText)")

@@ -1,5 +1,3 @@
-import copy
-import functools
 import gc
 import os
 import signal
@@ -8,43 +6,21 @@ from pathlib import Path
 # Two workers on two cores: more threads would only wait for each other. Set before torch is
 # imported, and for the processes that tests start: sums in another order could mean other tokens.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The scripts that tests start import this checkout, whichever one the environment was made for.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+)
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    # Before anything imports Triton, as transformers may: its interpreter runs the decode kernels.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from transformers import AutoTokenizer
-
-from longctx import builtin
-from tests.models import tiny
 
 # A shell without job control starts what is in its background with Ctrl-C ignored, and the
 # processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# A run reads its tokenizer anew, which takes longer than its requests on a tiny model.
-_read_tokenizer = AutoTokenizer.from_pretrained
-
-
-@functools.cache
-def _tokenizer(path, _, options):
-    return _read_tokenizer(path, **dict(options))
-
-
-def _tokenizer_once(path, **options):
-    """A copy of the one that was read from the same files before; its settings are its own."""
-    files = [(file, file.stat()) for file in Path(path).glob("*.j*")]
-    key = [(str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in files]
-    if not key:
-        return _read_tokenizer(path, **options)
-    return copy.copy(_tokenizer(str(path), tuple(sorted(key)), tuple(sorted(options.items()))))
-
-
-AutoTokenizer.from_pretrained = _tokenizer_once
+def pytest_collectstart():
+    # Not at the top: a process that hands its tests to workers collects none; they would wait.
+    from tests import prepared  # noqa: F401
 
 
 def pytest_collection_finish():
@@ -89,19 +65,33 @@ def _failed_if_skipped(report, item):
 @pytest.fixture(scope="session")
 def builtin_folder():
     """Folder of the built-in model; `make setup` installs its package."""
-    return builtin.folder("smollm2-135m")
+    from longctx import builtin
+
+    return builtin.folder()
 
 
 @pytest.fixture(scope="session")
 def builtin_tokenizer(builtin_folder):
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(builtin_folder)
     tokenizer.padding_side = "left"
     return tokenizer
 
 
 @pytest.fixture(scope="session")
+def builtin_model(builtin_folder):
+    """In float32: many CPUs take ten times as long in bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(builtin_folder, dtype="float32").eval()
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(builtin_tokenizer, tmp_path_factory):
     """A tiny random model that reads the built-in tokenizer's tokens, as a local folder."""
+    from tests.models import tiny
+
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     model = tiny(vocab_size=49152, max_position_embeddings=4096)
     model.generation_config.eos_token_id = builtin_tokenizer.eos_token_id
@@ -109,3 +99,45 @@ def tiny_folder(builtin_tokenizer, tmp_path_factory):
     builtin_tokenizer.save_pretrained(folder)
     os.environ["WARM_MODEL"] = str(folder)  # of tests/preload.py
     return folder
+
+
+@pytest.fixture
+def exact_products():
+    import torch
+
+    # Not by monkeypatch: at the end it would delete the flag, which is no attribute of its own.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A browser, which the tests of one file share."""
+    from tests import browser
+
+    one = browser.Browser(tmp_path_factory.mktemp("profile"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """Write the page of a folder and open it; nothing may go wrong until the test's end."""
+    from longctx.report import __main__ as report
+
+    chromium.problems.clear()
+    chromium.requests.clear()
+
+    def open_report(paths, width=1280, **settings):
+        output = tmp_path / "report.html"
+        report.write(paths, output, **{"samples": 20} | settings)
+        chromium.view(width, 900)
+        chromium.open(output)
+        return chromium
+
+    yield open_report
+    assert chromium.problems == []
+    assert [url for url in chromium.requests if not url.startswith("file:")] == []
+    assert len(chromium.requests) == 1

@@ -9,6 +9,7 @@ import math
 import torch
 from transformers import AttentionInterface
 
+from kv_compression.layer_kinds import layer_kinds
 from tests.models import tiny
 
 # A hundred roundings of float32 in a few sums one after the other.
@@ -52,24 +53,61 @@ def tokens(architecture, input_ids, answer, pruned_len, keep_ratio, skip_layers=
 
     Raises Undecided.
     """
+
+    def seen_of(layer_idx, keys):
+        if layer_idx in skip_layers:
+            return visibility(keys, keys.shape[1], 1.0)
+        return visibility(keys, pruned_len, keep_ratio, every)
+
+    return answer_of(tiny(architecture), input_ids, answer, seen_of)
+
+
+def family_tokens(model, input_ids, answer, pruned_len, keep_ratio):
+    """The same of any model, whose layers with windows or chunks are never pruned."""
+    kinds = layer_kinds(model.config)
+
+    def seen_of(layer_idx, keys):
+        kind, place = kinds[layer_idx], torch.arange(keys.shape[1])
+        if hasattr(model.config, "kv_lora_rank"):  # one latent for all heads
+            keys = keys.norm(dim=-1).mean(dim=0)[None, :, None].expand(len(keys), -1, 1)
+        seen = visibility(keys, pruned_len, keep_ratio if kind.is_full else 1.0)
+        distance = place[:, None] - place
+        if kind.window is not None:
+            seen &= distance < kind.window
+        if kind.chunk is not None:
+            seen &= place[:, None] // kind.chunk == place // kind.chunk
+        return seen
+
+    return answer_of(model, input_ids, answer, seen_of)
+
+
+def answer_of(model, input_ids, answer, seen_of):
+    """The answer of `model` in float64, without a cache, where seen_of(layer, keys) is a mask."""
     full = torch.cat([input_ids, torch.tensor([answer[:-1]], dtype=torch.long)], dim=1)
 
-    def masked_attention(module, query, key, value, attention_mask, scaling, **_):
-        if module.layer_idx in skip_layers:
-            seen = visibility(key[0], key.shape[2], 1.0)
-        else:
-            seen = visibility(key[0], pruned_len, keep_ratio, every)
+    def masked_attention(
+        module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **_
+    ):
+        seen = seen_of(module.layer_idx, key[0])
         groups = query.shape[1] // key.shape[1]
         key, value, seen = (
             key.repeat_interleave(groups, 1),
             value.repeat_interleave(groups, 1),
             seen.repeat_interleave(groups, 0),
         )
-        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~seen, -math.inf)
-        return (scores.softmax(-1) @ value).transpose(1, 2), None
+        scores = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~seen, -math.inf)
+        if s_aux is not None:
+            scores = torch.cat([scores, s_aux.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1)
+        weights = scores.softmax(-1)[..., : key.shape[2]]
+        return (weights @ value).transpose(1, 2).contiguous(), None
 
     AttentionInterface.register("test_masked", masked_attention)
-    model = tiny(architecture).double()
+    model = model.double()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # grouped products take no float64
     model.set_attn_implementation("test_masked")
     with torch.no_grad():
         logits = model(full, use_cache=False).logits[0, input_ids.shape[1] - 1 :]

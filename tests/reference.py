@@ -15,27 +15,39 @@ def attention(
     value: torch.Tensor,
     starts: tuple[int, ...] | None,
     scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """query (B, Hq, Q, D), key and value (B, H, S, D) -> (B, Q, Hq, D); padding rows are NaN.
 
-    The queries are the last Q of the S stored tokens; row b's tokens begin at starts[b].
+    The queries are the last Q of the S stored tokens; row b's tokens begin at starts[b]. The rest
+    as in `kv_compression.attention.Backend`.
     """
-    batch, query_heads, query_len, head_dim = query.shape
+    batch, query_heads, query_len, _ = query.shape
     stored = key.shape[2]
     group = query_heads // key.shape[1]
-    output = torch.full((batch, query_len, query_heads, head_dim), math.nan, dtype=torch.float64)
+    output = torch.full(
+        (batch, query_len, query_heads, value.shape[-1]), math.nan, dtype=torch.float64
+    )
     for row in range(batch):
         first = starts[row] if starts else 0
         for place in range(query_len):
             own = stored - query_len + place
             if own < first:
                 continue
+            seen = slice(first if window is None else max(first, own + 1 - window), own + 1)
             for head in range(query_heads):
-                seen_keys = key[row, head // group, first : own + 1].double().cpu()
-                seen_values = value[row, head // group, first : own + 1].double().cpu()
+                seen_keys = key[row, head // group, seen].double().cpu()
+                seen_values = value[row, head // group, seen].double().cpu()
                 scores = seen_keys @ query[row, head, place].double().cpu() * scaling
-                weights = torch.exp(scores - scores.max())
-                output[row, place, head] = weights @ seen_values / weights.sum()
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                total = scores
+                if sinks is not None:
+                    total = torch.cat([scores, sinks[head].double().cpu()[None]])
+                weights = torch.exp(scores - torch.logsumexp(total, 0))
+                output[row, place, head] = weights @ seen_values
     return output
 
 

@@ -1,8 +1,6 @@
 """Whole runs on the tiny model, for tests of the harness."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import narrativeqa_eval
@@ -36,27 +34,15 @@ def run(tiny_folder, logdir, script=narrativeqa_eval, **changes):
     return runner.Run(script.TASK, *config.read(script.TASK.settings, values)).execute()
 
 
-def start(tiny_folder, logdir, launcher=(), program=None, **changes):
-    """The process of a run of its own; `launcher` holds arguments of torch.distributed.run.
+def fork(tiny_folder, logdir, script="narrativeqa_eval.py", launcher=(), **changes):
+    """The process of a run of its own, already warm.
 
-    program: the command line in place of Python and the script.
+    launcher: arguments of torchrun, whose processes are as warm.
     """
-    before = ["-m", "torch.distributed.run", *launcher] if launcher else []
-    return subprocess.Popen(
-        program or [sys.executable, *before, "narrativeqa_eval.py"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONWARNINGS": "ignore"} | environ(tiny_folder, logdir, **changes),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def fork(tiny_folder, logdir, script="narrativeqa_eval.py", **changes):
-    """The process of a run as `start` makes it, but already warm."""
+    arguments = ["tests/torchrun.py", *launcher, script] if launcher else [script]
     variables = {"PYTHONWARNINGS": "ignore"} | environ(tiny_folder, logdir, **changes)
     folder = logdir.parent / f"{logdir.name}-streams-{os.urandom(4).hex()}"
-    return warm.Process(folder, [script], variables, cwd=ROOT)
+    return warm.Process(folder, arguments, variables, cwd=ROOT)
 
 
 def without_timings(value):

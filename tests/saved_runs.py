@@ -73,7 +73,8 @@ def journal_row(number, **changes):
     figures = (
         *("prefill_ms", "compress_ms", "decode_ms", "ms_per_token", "tok_per_s"),
         *("tok_per_s_decode", "peak_prefill_gb", "peak_decode_gb", "peak_reserved_gb"),
-        *("document_ms", "question_ttft_ms", "setup_ms"),
+        *("document_ms", "question_ttft_ms", "setup_ms", "cache_kept_pct"),
+        *("kv_full_gb", "kv_window_gb", "state_gb", "pruned_layers", "shared_ttft_ms"),
     )
     texts = ("kernel_prefill", "kernel_decode", "decode_mode", "prefill_mode")
     row["samples"][0] |= {"evidence_kept": None, "answered": True}

@@ -16,7 +16,7 @@ from tests import reference
 HEADS = [(4, 4), (6, 2), (8, 1), (9, 3)]  # query heads, key/value heads: MHA, GQA, MQA
 
 
-def worst_error(backend, shape, dtype, device, seed):
+def worst_error(backend, shape, dtype, device, seed, window=None, softcap=None, has_sinks=False):
     """Largest error of any token's output, what rounding in float32 allows, the kernel's name."""
     heads, head_dim, query_len, stored, starts, batch = shape
     generator = torch.Generator().manual_seed(seed)
@@ -31,9 +31,12 @@ def worst_error(backend, shape, dtype, device, seed):
         random(heads[1], stored),
     )
     scaling = head_dim**-0.5
-    layout = Layout(starts, query_len, stored, query.device)
-    output, kernel = attention.backend(backend).attend(query, key, value, layout, scaling)
-    expected = reference.attention(query, key, value, starts, scaling)
+    layout = Layout(starts, query_len, stored, query.device, window)
+    extras = {} if softcap is None else {"softcap": softcap}
+    if has_sinks:
+        extras["sinks"] = torch.randn(heads[0], generator=generator).to(device, dtype)
+    output, kernel = attention.backend(backend).attend(query, key, value, layout, scaling, **extras)
+    expected = reference.attention(query, key, value, starts, scaling, window, **extras)
     assert output.shape == expected.shape
     assert output.isfinite().all()
     tokens = ~expected.isnan()
@@ -69,6 +72,31 @@ def test_backend_matches_float64_across_blocks(backend, query_len, starts):
     assert error < allowed
 
 
+# What models ask for besides plain attention: window, soft cap, sinks.
+ASKED = [(7, None, False), (130, 2.0, False), (1, None, True), (None, 0.7, True)]
+
+
+def wanted(backend, asked):
+    """Whether the backend does all that is asked for."""
+    names = [
+        name for name, value in zip(("window", "softcap", "sinks"), asked, strict=True) if value
+    ]
+    return set(names) <= attention.features(attention.backend(backend))
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flex"])
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize(("query_len", "starts"), [(300, None), (140, (0, 131)), (5, (296, 0))])
+def test_windows_soft_caps_and_sinks_match_float64(monkeypatch, backend, asked, query_len, starts):
+    if not wanted(backend, asked):
+        assert backend == "sdpa"
+        return
+    monkeypatch.setattr(attention.backend("sdpa"), "_WINDOW_ROWS", 64)
+    shape = ((4, 2), 16, query_len, 300, starts, 2)
+    error, allowed, _ = worst_error(backend, shape, torch.float32, "cpu", 1, *asked)
+    assert error < allowed
+
+
 GPU_SHAPES = [  # query length, stored length, starts; each new one is compiled for flex
     (1, 131, None),
     (131, 131, None),
@@ -95,6 +123,25 @@ def test_backend_matches_float64_on_gpu(backend, dtype, heads):
         error, _, kernel = worst_error(backend, shape, dtype, "cuda", seed=stored)
         tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3 if backend == "flex" else 1e-4
         assert error < tolerance, (shape, kernel)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("backend", attention.names())
+def test_windows_soft_caps_and_sinks_match_float64_on_gpu(backend, asked, dtype):
+    try:
+        attention.backend(backend).check("cuda", dtype)
+    except ValueError:
+        pytest.skip("not for this dtype")
+    if not wanted(backend, asked):
+        pytest.skip("not by this backend")
+    for query_len, stored, starts in ((300, 300, None), (64, 257, (0, 250)), (1, 131, None)):
+        window = None if query_len == 1 else asked[0]
+        shape = ((6, 2), 64, query_len, stored, starts, 2)
+        found = worst_error(backend, shape, dtype, "cuda", stored, window, *asked[1:])
+        tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3 if backend == "flex" else 1e-4
+        assert found[0] < tolerance, (shape, found[2])
 
 
 def test_kernel_names():
@@ -134,8 +181,9 @@ def test_flash2_handles_rows_and_chunks_like_the_others(shape, seed):
 def test_flash2_uses_the_package_where_it_is_installed(monkeypatch):
     """The package cannot be installed here: a stand-in with its layout and alignment."""
 
-    def flash_attn_func(q, k, v, softmax_scale, causal):
+    def flash_attn_func(q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs):
         assert causal
+        assert (window_size, softcap, return_attn_probs) == ((-1, 0), 0.0, False)
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
         return reference.attention(q, k, v, None, softmax_scale).float()
 

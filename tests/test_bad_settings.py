@@ -58,7 +58,7 @@ BAD_SETTINGS = [
     ({"BATCH_SIZE": "1000000000000"}, "less than or equal to 10000000"),
     ({"ENABLE_THINKING": "yes"}, "choose one of auto, on, off"),
     ({"MODEL_ID": "no/such-model-anywhere"}, "hub cannot be reached or does not have it"),
-    ({"MODEL_ID": "random/gpt-9"}, "random/mistral-7b"),
+    ({"MODEL_ID": "random/gpt-9"}, "the shapes are mistral-7b, llama-3-8b"),
     ({"DATASET_ID": "missing.jsonl"}, "no such file"),
     ({"DATASET_ID": str(ROOT / "pyproject.toml") + ".json"}, "no such file"),
     ({"TRUNCATE": "end"}, "choose one of middle, head, tail, skip"),
@@ -117,10 +117,12 @@ IN_A_PROCESS = f"""
 import contextlib, io, runpy, sys
 for module, *argv in [
     ["narrativeqa_eval"], ["narrativeqa_eval", "--help"], ["longbench_kv_eval", "--help"],
-    ["hotpotqa_eval", "--help"], ["flex_pipeline.hotpot_qa_flex", "--help"],
-    ["flex_pipeline.benchmark_cmd", "--help"], ["longctx.sweep", "--help"],
+    ["hotpotqa_eval", "--help"], ["ruler_eval", "--help"],
+    ["flex_pipeline.hotpot_qa_flex", "--help"], ["flex_pipeline.benchmark_cmd", "--help"],
+    ["longctx.sweep", "--help"],
     ["longctx.sweep", "narrativeqa_eval.py", "KV_MODE=l2,l3"], ["longctx.compare", "--help"],
-    ["longctx.report", "--help"],
+    ["longctx.report", "--help"], ["context_histograms.count_tokens", "--help"],
+    ["context_histograms.plot_narrativeqa_tokens", "--help"],
 ]:
     sys.argv = [module, *argv]
     with contextlib.redirect_stdout(io.StringIO()) as out:

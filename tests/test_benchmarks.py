@@ -168,16 +168,10 @@ def test_prompts_of_peers_differ_by_number_alone():
 
 
 @pytest.mark.model
-def test_every_quantization_has_a_line(run, tiny_folder):
-    rows = run(
-        quantization,
-        *("--quantizations=none,bnb4", "--modes=eager", "--context=40", "--new-tokens=3"),
-        *(f"--quality-model={tiny_folder}", "--quality-tokens=64", "--texts=2"),
-    )
-    assert [(row["quant_mode"], row["measured"]) for row in rows] == [
-        *(("none", "eager"), ("none", "quality"), ("bnb4", "eager"), ("bnb4", "quality")),
-    ]
-    none, bnb4 = rows[1], rows[3]
+def test_every_quantization_has_a_line(run):
+    rows = run(quantization, "--quantizations=none,bnb4", "--tokens=64", "--texts=2")
+    assert [row["quant_mode"] for row in rows] == ["none", "bnb4"]
+    none, bnb4 = rows
     assert none["kl_nats"] == 0
     assert none["same_top_pct"] == 100
     assert none["tokens"] == 2 * 63
@@ -283,10 +277,8 @@ def test_tables_in_the_docs_are_those_of_the_files():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     place = r"^<!-- benchmarks/(\w+)\.py: (\S+) -->\n(.*?)(?=\n\n[#<]|\Z)"
     places = re.findall(place, page, re.M | re.S)
-    assert len(places) == page.count("<!--") >= 9
+    assert len(places) == page.count("<!--") >= 8
     for script, name, shown in places:
         module, path = importlib.import_module(f"benchmarks.{script}"), ROOT / name
-        expected = "Not measured yet."
-        if path.is_file():
-            expected = _report.as_markdown(json.loads(path.read_text()), module.lines)
+        expected = _report.as_markdown(json.loads(path.read_text()), module.lines)
         assert shown.strip() == expected

@@ -1,12 +1,13 @@
 import pytest
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicSlidingWindowLayer, StaticCache
+from transformers.cache_utils import StaticCache
 
 from kv_compression.cache import PrunedCache, l2_compress
 from kv_compression.layer import PrunedLayer
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
+from tests import families
 from tests.models import batch, tiny
 
 
@@ -105,13 +106,26 @@ def test_l2_compress_checks_its_arguments(arguments):
 
 
 def test_l2_compress_refuses_layers_that_do_not_hold_every_token():
-    cache = DynamicCache()
-    cache.layers = [DynamicSlidingWindowLayer(sliding_window=4)]
-    cache.update(torch.ones(1, 1, 9, 4), torch.ones(1, 1, 9, 4), 0)
-    with pytest.raises(ValueError, match="DynamicSlidingWindowLayer"):
-        l2_compress(cache)
     with pytest.raises(ValueError, match="StaticLayer"):
         l2_compress(StaticCache(config=tiny().config, max_cache_len=8))
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3_5_text"])
+def test_l2_compress_leaves_windows_and_states_as_they_are(name):
+    model, (input_ids, _) = families.tiny(name), batch([30], vocab_size=256)
+    expected = model.generate(input_ids, max_new_tokens=5, do_sample=False)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids[:, :-1], past_key_values=cache)
+    whole, few = (l2_compress(cache, ratio, prune_after=0) for ratio in (1.0, 0.1))
+    found = model.generate(input_ids, past_key_values=whole, max_new_tokens=5, do_sample=False)
+    assert torch.equal(found, expected)
+    assert [type(layer) for layer in few.layers[::2]] == [
+        type(layer) for layer in cache.layers[::2]
+    ]
+    assert [layer.keys.shape[2] for layer in few.layers[1::2]] == [3, 3]
+    pruned = model.generate(input_ids, past_key_values=few, max_new_tokens=5, do_sample=False)
+    assert not torch.equal(pruned, expected)
 
 
 def test_pruned_layer_keeps_each_rows_share_and_never_padding():

@@ -13,7 +13,7 @@ import hotpotqa_eval
 from longctx import chat, config, models
 from longctx.chat import ChatTemplate, TemplateError
 from longctx.errors import SettingError
-from longctx.prompts import Parts, Prompt, PromptBuilder, left_padded
+from longctx.prompts import Prompt, PromptBuilder, PromptParts, left_padded
 from longctx.runner import Run
 from tests.runs import environ, run
 
@@ -85,7 +85,7 @@ def test_the_question_is_found_where_it_stands(tokenizer, name, after):
     """Not where the document, or the template, holds the same words."""
     tokenizer.chat_template = USABLE[name]
     builder = PromptBuilder(tokenizer, chat_template=True)
-    parts = Parts("  Read.\n", "A fox. What is it?\nAnswer: A dog. ", after)
+    parts = PromptParts("  Read.\n", "A fox. What is it?\nAnswer: A dog. ", after)
     prompt = builder.build(parts, 200, "middle")
     prefix, suffix = builder.frame
     assert words(prompt.context) == words(prefix + parts.before + parts.document)
@@ -97,7 +97,7 @@ def test_the_question_is_found_where_it_stands(tokenizer, name, after):
 
 def test_a_raw_question_is_found_behind_a_document_that_asks_it_too(tokenizer):
     builder = PromptBuilder(tokenizer, chat_template=False)
-    parts = Parts("Read. ", "Who? Nobody.", "\nWho?", cue="Who?")
+    parts = PromptParts("Read. ", "Who? Nobody.", "\nWho?", answer_start="Who?")
     prompt = builder.build(parts, 200, "middle")
     assert prompt.context == "Read. Who? Nobody.\n"
     assert tokenizer.decode(prompt.input_ids[-prompt.question_tokens :]) == "Who?\n\nWho?"
@@ -106,9 +106,9 @@ def test_a_raw_question_is_found_behind_a_document_that_asks_it_too(tokenizer):
 def test_a_template_that_changes_one_prompt_alone_is_refused_then(tokenizer):
     tokenizer.chat_template = turn("m['content'].replace('secret', '')")
     builder = PromptBuilder(tokenizer, chat_template=True)
-    builder.build(Parts("", "plain", " Why?"), 200, "middle")
+    builder.build(PromptParts("", "plain", " Why?"), 200, "middle")
     with pytest.raises(TemplateError, match="changes the text of a prompt"):
-        builder.build(Parts("", "a secret", " Why?"), 200, "middle")
+        builder.build(PromptParts("", "a secret", " Why?"), 200, "middle")
 
 
 def calendar(day):
@@ -200,7 +200,7 @@ def test_a_prompt_begins_with_one_start_token_and_never_ends_with_the_end(
     # Llama 3's template writes the start token that its tokenizer adds, too.
     tokenizer.chat_template = "{{ bos_token }}" + turn()
     builder = PromptBuilder(tokenizer, chat_template)
-    parts = Parts("Read. ", "A fox. " * 90, "\n\nWhat?", cue="It is")
+    parts = PromptParts("Read. ", "A fox. " * 90, "\n\nWhat?", answer_start="It is")
     prompt = builder.build(parts, 100, "middle")
     assert len(prompt.input_ids) <= 100
     tokens = tokenizer.convert_ids_to_tokens(prompt.input_ids)
@@ -223,7 +223,7 @@ def test_tokenizers_that_change_the_text_keep_the_question_in_its_place(tokenize
     else:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     builder = PromptBuilder(tokenizer, chat_template=False)
-    parts = Parts("READ. ", "THE FOX. WHO? " * 60, "\nWHO? ", cue=" IT IS")
+    parts = PromptParts("READ. ", "THE FOX. WHO? " * 60, "\nWHO? ", answer_start=" IT IS")
     prompt = builder.build(parts, 90, "middle")
     assert 80 < len(prompt.input_ids) <= 90
     asked = tokenizer.decode(prompt.input_ids[-prompt.question_tokens :])

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from kv_compression import generation, measure
+from kv_compression import forward, generation, measure
 from kv_compression.generation import generate
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
@@ -57,9 +57,12 @@ def test_each_time_and_peak_is_of_its_own_span(monkeypatch, new_tokens, question
         def total_ms(self):
             return self.ms
 
-    monkeypatch.setattr(generation, "time", Ticks())
+    ticks = Ticks()
+    for module in (forward, generation):
+        monkeypatch.setattr(module, "time", ticks)
     monkeypatch.setattr(generation, "PeakMemory", ScriptedMemory)
-    monkeypatch.setattr(generation, "Stopwatch", ScriptedStopwatch)
+    for module in (forward, generation):
+        monkeypatch.setattr(module, "Stopwatch", ScriptedStopwatch)
     input_ids, _ = batch([30])
     result = generate(
         tiny(), input_ids, backend="sdpa", max_new_tokens=new_tokens,

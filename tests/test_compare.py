@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from longctx import compare, console, figures, paired, run_differences
+from longctx import compare, figures, paired, run_differences
 from longctx.errors import SettingError
 from tests.saved_runs import full_results, write
 
@@ -166,8 +166,8 @@ def test_a_ratio_in_words(name, other, interval, sentence):
     assert ratio.sentence().startswith(sentence)
 
 
-def run_compare(tmp_path, capsys, **runs):
-    compare.compare(write(tmp_path, **runs))
+def run_compare(tmp_path, capsys, details=True, **runs):
+    compare.compare(write(tmp_path, **runs), details=details)
     return capsys.readouterr()
 
 
@@ -181,6 +181,45 @@ def test_compare_prints_a_block_for_each_context(tmp_path, capsys):
     assert "Of 2 tests, 0.1 are expected" in printed.out
     assert "as if samples were independent" in printed.out
     assert printed.err == ""
+
+
+def test_without_details_a_run_is_one_line(tmp_path, capsys):
+    both = (512, 1024)
+    half = full_results([0.5 * score for score in GOOD], contexts=both,
+                        variables={"KV_MODE": "l2"}, rows={"kv_cache_gb": 0.2})  # fmt: skip
+    # A loss at one length that a gain at the other hides.
+    mixed = full_results(GOOD, contexts=both, variables={"KV_MODE": "tova"})
+    for row in mixed["rows"]:
+        (sample,) = row["samples"]
+        change = 0.1 + row["request"] / 1000
+        sample["meteor"] += change if row["context_tokens"] == 512 else -change
+    text = run_compare(
+        tmp_path, capsys, details=False, a=full_results(GOOD, contexts=both), b=half, c=mixed
+    ).out
+    lines = [re.sub(r" {2,}", "|", line) for line in text.splitlines()]
+    assert lines[:4] == [
+        "at 512 to 1,024 tokens|meteor|difference [95%]|KV cache at 1,024|decode at 1,024"
+        "|TTFT at 1,024",
+        "none|0.787|0.5000 GB|5.00 ms/token|103.5 ms",
+        "l2 0.5|0.394|-0.394 [-0.437, -0.351] loss|0.40 times|1.00 times|1.00 times",
+        "tova 0.5|0.788|+0.000 [-0.369, +0.369] loss at 1,024|1.00 times|1.00 times|1.00 times",
+    ]
+    assert len(lines) == 4 + 3 + 2
+
+
+def test_a_folder_is_a_sweep(tmp_path, capsys, monkeypatch):
+    write(tmp_path, a=full_results(GOOD * 3))
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        compare.main()
+    assert stop.value.code == 2
+    assert "has no run with a full cache of the same settings" in capsys.readouterr().err
+    worse = [score - 0.3 - place / 1000 for place, score in enumerate(GOOD * 3)]
+    write(tmp_path, b=full_results(worse, variables={"KV_MODE": "l2"}))
+    compare.main()
+    printed = capsys.readouterr()
+    assert "KV_SCOPE=prompt, 512 tokens: meteor, full cache 0.788, n = 24" in printed.out
+    assert "512 tokens: none; the least is that of l2 0.5: a loss of 0.31" in printed.out
 
 
 def test_random_weights_compare_costs_alone(tmp_path, capsys):
@@ -291,23 +330,51 @@ def test_a_file_that_is_missing_is_one_line_and_exit_code_2(tmp_path, monkeypatc
     )
 
 
-def test_the_readmes_first_result_is_what_compare_prints(capsys, monkeypatch):
-    monkeypatch.setattr(console.stdout, "width", 160)
+def test_the_readmes_first_result_is_what_compare_prints(capsys):
     logs = ROOT / "logs/first-result"
     (full,), (pruned,) = logs.glob("*KVnone*_full.json"), logs.glob("*KVl2*_full.json")
     compare.compare([full, pruned])
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     (block,) = re.findall(
-        r"^```\n(sdpa, l2.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S
+        r"^```\n(at 1,024.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S
     )
     shown = [" ".join(line.split()) for line in block.splitlines()]
-    assert len(shown) == 4
-    assert [line for line in shown if line not in printed] == []
+    assert len(shown) == 3
+    # The columns of times are left out there.
+    assert [whole.startswith(part) for whole, part in zip(printed, shown, strict=False)] == [
+        True
+    ] * 3
 
 
 def test_the_logs_of_the_page_on_comparing_can_be_compared(capsys):
     logs = ROOT / "logs/narrativeqa"
     (full,) = logs.glob("smollm2-135m_sdpa_N20_B1_KVnone_*_full.json")
     (pruned,) = logs.glob("smollm2-135m_sdpa_N20_B1_KVl2_*_full.json")
-    compare.compare([full, pruned])
+    compare.compare([full, pruned], details=True)
     assert "2,048 tokens, 20 samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pruned", "sentence"),
+    [
+        # 8 ms against 1 + 9 * 0.1 a question
+        ((8.0, 4.0, 0.9), "8.0 ms a document, a question then 1.90 ms less: paid back after 5 "),
+        ((8.0, 5.0, 1.0), "8.0 ms a document, a question then 0.00 ms more, so it does "),
+        ((0.0, 1.0, 1.0), "0.0 ms a document, a question then 4.00 ms less: paid back after 1 "),
+        ((None, 1.0, 1.0), None),
+    ],
+)
+def test_when_pruning_a_document_has_paid_back(tmp_path, capsys, pruned, sentence):
+    names = ("compress_ms_p50", "question_ttft_ms_p50", "ms_per_token_decode_p50")
+    runs = {
+        mode: full_results(
+            [0.5, 0.75],
+            variables={"KV_MODE": mode},
+            summary=dict(zip(names, costs, strict=True)) | {"avg_gen_tokens": 10.0},
+        )
+        for mode, costs in {"none": (0.0, 5.0, 1.0), "l2": pruned}.items()
+    }
+    compare.compare(write(tmp_path, **runs), details=True)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("a document's cache" in printed) == (sentence is not None)
+    assert (sentence or "") in printed

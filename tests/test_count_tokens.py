@@ -253,6 +253,7 @@ def test_another_tokenizer_counts_anew(run, tmp_path, builtin_tokenizer, builtin
     assert result["summary"]["max"] < usual["summary"]["max"]
 
 
+@pytest.mark.model
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """Peak memory of a file five times as long is the same but for the allocator's whims."""
     script = """

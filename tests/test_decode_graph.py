@@ -108,15 +108,6 @@ def test_results_say_how_tokens_were_made(tiny_folder, tmp_path):
     assert {row["decode_mode"] for row in full["rows"]} == {"eager"}
 
 
-@pytest.fixture
-def exact_products():
-    # Not by monkeypatch: at the end it would delete the flag, which is no attribute of its own.
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["none", *methods.names()])
 def test_tokens_are_those_of_the_eager_loop(name, exact_products):

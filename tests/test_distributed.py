@@ -14,7 +14,7 @@ from longctx.errors import SettingError
 from longctx.launch import Launch
 from longctx.preflight import placed
 from longctx.settings import Settings
-from tests.runs import fork, run, start, without_timings
+from tests.runs import fork, run, without_timings
 
 pytestmark = pytest.mark.model
 
@@ -36,16 +36,16 @@ def finished(process, folder):
     return json.loads(path.read_text())
 
 
-def two(tiny_folder, folder, **settings):
-    """The first of two processes that meet as torchrun would have them."""
+def two(tiny_folder, *folders, **settings):
+    """Two processes that meet as torchrun would have them, with these folders, or both with one."""
     launch = {
         "TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
         "WORLD_SIZE": "2",
     }  # fmt: skip
-    first, _ = (
-        fork(tiny_folder, folder, **settings, **launch, RANK=rank, LOCAL_RANK=rank) for rank in "01"
-    )
-    return first
+    return [
+        fork(tiny_folder, folder, **settings, **launch, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, folder in enumerate((*folders, *folders)[:2])
+    ]
 
 
 def comparable(rows):
@@ -59,13 +59,17 @@ def test_shares_of_the_samples_and_parts_of_the_model_give_the_results_of_one(
     settings = {"N_SAMPLES": "7", "BATCH_SIZE": "2", "KV_MODE": "l2", "PRUNE_AFTER": "0"}
     one = run(tiny_folder, tmp_path / "one", **settings)
     folder = tmp_path / "shares"
-    shares = finished(two(tiny_folder, folder, **settings), folder)
+    shares = finished(two(tiny_folder, folder, **settings)[0], folder)
     assert comparable(shares["rows"]) == comparable(one["rows"])
     for mine, theirs in zip(shares["ctx_summaries"], one["ctx_summaries"], strict=True):
         assert (mine.pop("n_processes"), theirs.pop("n_processes")) == (2, 1)
         assert without_timings(mine) == without_timings(theirs)
+    again = two(tiny_folder, folder, SKIP_DONE="1", **settings)
+    finished(again[0], folder)
+    assert again[1].wait() == 0
+    assert "SKIP_DONE: these settings have their results" in again[0].communicate()[1]
     folder = tmp_path / "parts"
-    parts = finished(two(tiny_folder, folder, TP_PLAN="auto", **settings), folder)
+    parts = finished(two(tiny_folder, folder, TP_PLAN="auto", **settings)[0], folder)
     tokens = [[sample["output"] for row in full["rows"] for sample in row["samples"]]
               for full in (one, parts)]  # fmt: skip
     assert tokens[0] == tokens[1]
@@ -76,25 +80,11 @@ def test_shares_of_the_samples_and_parts_of_the_model_give_the_results_of_one(
 
 @pytest.mark.timeout(400)
 def test_two_machines_that_share_no_folder(tiny_folder, tmp_path):
-    """Two torchrun agents on loopback: the first one's folder has the whole result."""
+    """The first one's folder has the whole result."""
     settings = {"N_SAMPLES": "5", "CONTEXTS": "200"}
-    port = free_port()
-    agents = [
-        start(
-            tiny_folder,
-            tmp_path / f"node{rank}",
-            (
-                "--nnodes=2",
-                f"--node_rank={rank}",
-                "--master_addr=127.0.0.1",
-                f"--master_port={port}",
-            ),
-            **settings,
-        )
-        for rank in (0, 1)
-    ]
-    full = finished(agents[0], tmp_path / "node0")
-    assert agents[1].wait(60) == 0
+    processes = two(tiny_folder, tmp_path / "node0", tmp_path / "node1", **settings)
+    full = finished(processes[0], tmp_path / "node0")
+    assert processes[1].wait() == 0
     assert list((tmp_path / "node1").iterdir()) == []
     one = run(tiny_folder, tmp_path / "one", **settings)
     assert comparable(full["rows"]) == comparable(one["rows"])
@@ -102,8 +92,8 @@ def test_two_machines_that_share_no_folder(tiny_folder, tmp_path):
 
 @pytest.mark.timeout(400)
 def test_a_process_that_dies_ends_the_run_and_all_rows_are_kept(tiny_folder, tmp_path):
-    settings = {"N_SAMPLES": "60", "CONTEXTS": "200", "MAX_NEW_TOKENS": "30"}
-    process = start(tiny_folder, tmp_path, (*TWO, free_port()), **settings)
+    settings = {"N_SAMPLES": "40", "CONTEXTS": "200", "MAX_NEW_TOKENS": "20"}
+    process = fork(tiny_folder, tmp_path, launcher=(*TWO, free_port()), **settings)
     journals = []
     while process.poll() is None:
         journals = list(tmp_path.glob("*_rows.jsonl"))
@@ -116,7 +106,7 @@ def test_a_process_that_dies_ends_the_run_and_all_rows_are_kept(tiny_folder, tmp
     kept = [json.loads(line) for path in journals for line in path.read_text().splitlines()]
     kept = [row for row in kept if "run_meta" not in row]
     resumed = run(tiny_folder, tmp_path, RESUME="1", **settings)
-    assert [row["first_sample"] for row in resumed["rows"]] == list(range(60))
+    assert [row["first_sample"] for row in resumed["rows"]] == list(range(40))
     for row in kept:
         assert row in resumed["rows"]
 

@@ -1,6 +1,7 @@
 """What README and docs/ say of commands, settings and each other holds."""
 
 import argparse
+import json
 import os
 import re
 import runpy
@@ -10,20 +11,15 @@ import sys
 import pytest
 from torch.distributed.run import get_args_parser
 
-import hotpotqa_eval
-import longbench_kv_eval
-import narrativeqa_eval
 from context_histograms import count_tokens, plot_longbench_tokens, plot_narrativeqa_tokens
 from flex_pipeline import benchmark_cmd, hotpot_qa_flex
 from longctx import cells, config, settings_help
-from tests import docs
-from tests.runs import start
+from tests import docs, warm
+from tests.runs import environ
+from tests.scripts import SCRIPTS
 from tests.test_distributed import free_port
 
-EVALUATIONS = {
-    f"{script.__name__}.py": script.TASK.settings
-    for script in (narrativeqa_eval, longbench_kv_eval, hotpotqa_eval)
-}
+EVALUATIONS = {f"{name}.py": script.TASK.settings for name, script in SCRIPTS.items()}
 COUNTS = {
     "context_histograms/count_tokens.py": count_tokens.CountSettings,
     "context_histograms/plot_narrativeqa_tokens.py": plot_narrativeqa_tokens.NarrativeQASettings,
@@ -86,7 +82,11 @@ def arguments_of(argv, where, monkeypatch):
 
 
 def check_settings(script, variables):
-    _, environment = config.read(SETTINGS[script], variables)
+    read = [
+        config.read(SETTINGS[script], each)
+        for each in cells.environments(SETTINGS[script], variables)
+    ]
+    environment = read[-1][1]
     assert environment.is_set == set(variables)
 
 
@@ -176,6 +176,14 @@ def test_links_lead_somewhere(document):
             assert anchor in map(slug, headings), link
 
 
+@pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
+def test_no_paragraph_is_long(document):
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.S)
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*- )", text)
+    most = 60 if document.name == "README.md" else 70
+    assert [p for p in paragraphs if p[0] not in "|<" and len(p.split()) > most] == []
+
+
 def test_every_document_can_be_found_from_the_readme():
     readme = docs.DOCUMENTS[0].read_text()
     for document in docs.DOCUMENTS[1:]:
@@ -184,33 +192,46 @@ def test_every_document_can_be_found_from_the_readme():
 
 @pytest.mark.model
 @pytest.mark.timeout(400)
-def test_the_slurm_example_runs_on_two_agents_of_one_machine(tiny_folder, tmp_path, monkeypatch):
-    """srun and scontrol are stand-ins: each machine's task is a torchrun of its own, here."""
+def test_the_slurm_example_runs_on_two_agents_of_one_machine(tiny_folder, tmp_path):
+    """scontrol and srun are stand-ins: each machine's task is run here, as srun is told to."""
     programs = {
         "scontrol": 'test "$*" = "show hostnames node[1-2]"\necho 127.0.0.1\necho 127.0.0.1',
-        "srun": 'pids=""\nfor node in 1 2; do "$@" & pids="$pids $!"; done\n'
-        "for pid in $pids; do wait $pid || exit 1; done",
-        "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+        "srun": f'exec {sys.executable} -c "import json, os, sys; '
+        'print(json.dumps([sys.argv[1:], dict(os.environ)]))" "$@"',
     }
     for name, text in programs.items():
         (tmp_path / name).write_text(f"#!/bin/bash -e\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    path = f"{tmp_path}:{os.environ['PATH']}"
     slurm = {
         "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_JOB_NUM_NODES": "2",
         "SLURM_GPUS_ON_NODE": "1",
         "SLURM_CPUS_PER_TASK": "1",
         "SLURM_JOB_ID": free_port(),
     }
     logdir = tmp_path / "logs"
-    for _ in range(2):
-        process = start(
-            tiny_folder, logdir, program=[str(SLURM)], N_SAMPLES="3", CONTEXTS="200", **slurm
+    settings = environ(tiny_folder, logdir, N_SAMPLES="3", CONTEXTS="200", PATH=path)
+
+    for nodes in (2, 1):
+        done = subprocess.run(
+            ["bash", str(SLURM)],
+            cwd=docs.ROOT,
+            env=os.environ | settings | slurm | {"SLURM_JOB_NUM_NODES": str(nodes)},
+            capture_output=True,
+            text=True,
+            check=True,
         )
-        _, notes = process.communicate(timeout=170)
-        assert process.returncode == 0, notes
-    # The second time it is done already.
+        (program, *arguments), variables = json.loads(done.stdout)
+        assert program == "torchrun"
+        line = ["tests/torchrun.py", *arguments]
+        agents = [
+            warm.Process(tmp_path / f"{node} of {nodes}", line, variables, cwd=docs.ROOT)
+            for node in range(nodes)
+        ]
+        for agent in agents:
+            _, notes = agent.communicate()
+            assert agent.returncode == 0, notes
+    # The second time it is done already, whatever the number of machines.
     assert "SKIP_DONE: these settings have their results" in notes
     (path,) = logdir.glob("*_full.json")
     assert '"n_processes": 2' in path.read_text()

@@ -26,7 +26,7 @@ def test_a_run_of_failures_alone_ends_as_one_and_is_not_done(
     assert told[-1] == "error: 2 of 2 requests failed; the first: ZeroDivisionError: nothing"
     assert len(list(tmp_path.glob("*_full.json"))) == 1
     task = narrativeqa_eval.TASK
-    assert not runner.Run(task, *config.read(task.settings, values))._is_done()
+    assert not runner.Run(task, *config.read(task.settings, values)).is_done()
     assert "2 of 2 requests failed; run again" in capsys.readouterr().err
 
 

@@ -53,7 +53,7 @@ def test_a_figure_dropped_in_is_shown_everywhere(watts, tmp_path, monkeypatch, c
     text = printed(tables.table_of(runs, ["a", "b"]))
     assert re.search(r"energy, Wh +│ a +│ +4\.0 │", text)
     paths = write(tmp_path, a=runs[0], b=runs[1])
-    compare.compare(paths)
+    compare.compare(paths, details=True)
     shown = capsys.readouterr().out
     assert re.search(r"energy +25% less: 0\.75 times \(4\.00 -> 3\.00 Wh\)", shown)
     data = page_data(*runs)

@@ -29,6 +29,9 @@ from kv_compression.layout import Layout
 from tests.models import CONFIGS, batch, tiny
 from tests.reference import tolerance
 
+pytestmark = pytest.mark.model
+
+
 TERMS = 3 * 300  # of the longest sum, over the tokens, in three layers
 SMALL = {
     "vocab_size": 512,

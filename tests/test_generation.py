@@ -18,6 +18,9 @@ from tests import oracle
 from tests.models import CONFIGS, batch, tiny
 from tests.reference import tolerance
 
+pytestmark = pytest.mark.model
+
+
 CPU_BACKENDS = ["eager", "sdpa", "flex"]
 LENGTHS = [37, 5, 131, 1]
 
@@ -216,15 +219,19 @@ def test_refuses_right_padding_and_empty_prompts():
         padding_before(torch.tensor([[0, 0], [0, 1]]))
 
 
-def test_refuses_a_sliding_window_shorter_than_the_prompt():
-    model = tiny("mistral", sliding_window=16)
-    input_ids, _ = batch([40])
-    with pytest.raises(NotImplementedError, match="sliding window of 16"):
-        generate(model, input_ids, backend="sdpa", max_new_tokens=2)
-    # A window that everything fits into is no window.
-    short, _ = batch([10])
-    result = generate(model, short, backend="sdpa", max_new_tokens=3)
-    assert result.new_tokens == reference_tokens(model, short, new_tokens=3)
+def test_a_model_of_windows_alone_is_pruned_where_the_text_fits_into_them():
+    model, pruning = tiny("mistral", sliding_window=16), Pruning(L2(), 0.5, prune_after=0)
+    for length, stored in ((10, [5, 5, 5]), (40, None)):
+        input_ids, _ = batch([length])
+        result = generate(model, input_ids, backend="sdpa", max_new_tokens=3)
+        assert result.new_tokens == reference_tokens(model, input_ids, new_tokens=3)
+        options = {"backend": "sdpa", "max_new_tokens": 3, "pruning": pruning}
+        if stored is None:
+            assert result.stored_tokens == [15, 15, 15]
+            with pytest.raises(ValueError, match=r"no layer of Mistral.* attends to the whole"):
+                generate(model, input_ids, **options)
+        else:
+            assert generate(model, input_ids, **options).stored_tokens == stored
 
 
 def test_the_model_cannot_be_called_with_our_attention_outside_of_the_block():
@@ -278,19 +285,17 @@ def test_a_pruned_cache_works_inside_model_generate(keep_ratio):
     assert output[:, input_ids.shape[1] :].tolist() == ours.new_tokens
 
 
-@pytest.mark.model
-def test_built_in_model_gives_the_tokens_of_generate(builtin_folder, builtin_tokenizer):
-    tokenizer = builtin_tokenizer
-    model = AutoModelForCausalLM.from_pretrained(builtin_folder, dtype=torch.float32).eval()
+def test_built_in_model_gives_the_tokens_of_generate(builtin_model, builtin_tokenizer):
+    model, tokenizer = builtin_model, builtin_tokenizer
     texts = [
         "The pass key is 4711. What is the pass key? The pass key is",
         "Once",
-        "A long time ago, in a village by the sea, there lived an old woman who " * 4,
+        "A long time ago, in a village by the sea, there lived an old woman who " * 2,
         "Question: What is the capital of France?\nAnswer:",
     ]
     for prompts in (texts[:1], texts):
         inputs = tokenizer(prompts, return_tensors="pt", padding=True)
-        expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         start = inputs["input_ids"].shape[1]
         whole = Pruning(L2(), keep_ratio=1.0, prune_after=0)
         for backend, pruning in itertools.product(CPU_BACKENDS, (None, whole)):
@@ -299,7 +304,7 @@ def test_built_in_model_gives_the_tokens_of_generate(builtin_folder, builtin_tok
                 inputs["input_ids"],
                 inputs["attention_mask"],
                 backend=backend,
-                max_new_tokens=8,
+                max_new_tokens=4,
                 pruning=pruning,
                 stop_tokens=stop_token_ids(model, tokenizer),
             )

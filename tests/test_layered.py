@@ -1,8 +1,9 @@
 """Prefill one layer at a time: the tokens and the cache of a whole prefill, whatever the chunks."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from kv_compression import methods
 from kv_compression.attention_hook import use_attention
@@ -13,8 +14,12 @@ from kv_compression.prefill import layered
 from kv_compression.prefill.last_layer import last_token_alone
 from kv_compression.pruning import Pruning
 from kv_compression.selection import padding_or_none
+from tests.families import tiny as family
 from tests.models import CONFIGS, batch, tiny
 from tests.reference import tolerance
+
+pytestmark = pytest.mark.model
+
 
 TERMS = 3 * 128  # of the longest sum, over the columns of the MLP, in three layers
 LENGTHS = [50, 8, 67]  # chunks of 7 rows of three prompts are 2 tokens, many of them all padding
@@ -56,6 +61,20 @@ def test_tokens_from_the_smallest_chunks(heads, chunk):
     assert run(model, LENGTHS, chunk).new_tokens == run(model, LENGTHS, None).new_tokens
 
 
+def last_logits(model, backend, cache, input_ids, position_ids, rows):
+    """Of a prefill layer by layer, or of a whole one where `rows` is None."""
+    shape = input_ids.shape
+    with (
+        use_attention(model, backend, cache),
+        last_token_alone(model, cache),
+        nullcontext() if rows is None else layered.layer_by_layer(model, cache, shape, rows),
+    ):
+        output = model(
+            input_ids, position_ids=position_ids, past_key_values=cache, logits_to_keep=1
+        )
+    return output.logits[:, -1]
+
+
 def caches(model, lengths, pruning, rows, kv_bits=None):
     """Caches of a prompt's whole prefill and of a layered one, with the logits of each."""
     input_ids, mask = batch(lengths)
@@ -64,15 +83,7 @@ def caches(model, lengths, pruning, rows, kv_bits=None):
     with torch.inference_mode():
         for chunk in (None, rows):
             cache = PrunedCache(3, pruning, starts, reserve_tokens=5, kv_bits=kv_bits)
-            with use_attention(model, "sdpa", cache), last_token_alone(model, cache):
-                if chunk is None:
-                    logits = model(
-                        input_ids=input_ids, position_ids=position_ids, past_key_values=cache,
-                        use_cache=True, logits_to_keep=1,
-                    ).logits[:, -1]  # fmt: skip
-                else:
-                    logits = layered.prefill(model, cache, input_ids, position_ids, chunk)
-            yield cache, logits
+            yield cache, last_logits(model, "sdpa", cache, input_ids, position_ids, chunk)
 
 
 @pytest.mark.parametrize("lengths", [[67], LENGTHS])
@@ -153,14 +164,8 @@ def test_the_last_layer_works_for_one_row_and_is_put_back():
 
 def test_what_cannot_be_prefilled_so_says_why():
     assert layered.reason_unsupported(tiny()) is None
-    other = Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=512, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        )
-    )  # fmt: skip
-    assert layered.reason_unsupported(other) == (
-        "Gemma2ForCausalLM is none of the model types llama, mistral, phi3, qwen2, qwen3"
+    assert layered.reason_unsupported(family("gpt2")) == (
+        "where GPT2LMHeadModel has its layers is not known"
     )
     derived = type("LlamaForCausalLM", (type(tiny()),), {"__module__": "transformers_modules.mine"})
     assert layered.reason_unsupported(derived(tiny().config)) is not None
@@ -186,7 +191,6 @@ def test_half_precision_on_a_gpu_differs_by_rounding_alone(backend, lengths):
         errors = []
         for rows in (10**6, 512 * len(lengths)):
             cache = PrunedCache(3, left_padding=starts)
-            with use_attention(model, backend, cache), last_token_alone(model, cache):
-                logits = layered.prefill(model, cache, input_ids, position_ids, rows)
+            logits = last_logits(model, backend, cache, input_ids, position_ids, rows)
             errors.append((logits.float() - exact).abs().max().item())
     assert errors[1] <= 2 * errors[0] + 1e-3

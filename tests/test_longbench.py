@@ -24,10 +24,13 @@ def test_the_prompt_is_the_official_one():
         "\n\nWhat is the correct answer to this question: Why?\nChoices:\n(A) a\n(B) b\n(C) c\n"
         '(D) d\n\nFormat your response as follows: "The correct answer is (insert answer here)".'
     )
-    assert parts.cue == ""
+    assert parts.answer_start == ""
     assert sample.evidence == []
     compared = longbench_kv_eval.LongBenchSettings(answer_mode="loglikelihood")
-    assert longbench_kv_eval.sample(record, 0, compared).parts.cue == "The correct answer is ("
+    assert (
+        longbench_kv_eval.sample(record, 0, compared).parts.answer_start
+        == "The correct answer is ("
+    )
     with pytest.raises(ValueError, match="its answer is 'E', none of A, B, C, D"):
         longbench_kv_eval.sample(record | {"answer": "E"}, 0, SETTINGS)
 

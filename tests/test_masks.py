@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention as flex_module
 from torch.nn.attention.flex_attention import flex_attention
 
 from flex_pipeline import masks
@@ -174,6 +175,7 @@ def reference_tokens(model, name, options, prompt, new_tokens):
     return tokens[0, prompt.shape[1] :].tolist()
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(
     ("name", "options", "heads"),
     [
@@ -186,7 +188,9 @@ def reference_tokens(model, name, options, prompt, new_tokens):
         ("prefix", {"prefix": 25}, (4, 1)),
     ],
 )
-def test_generated_tokens_are_those_of_a_dense_float64_model(name, options, heads):
+def test_generated_tokens_are_those_of_a_dense_float64_model(name, options, heads, monkeypatch):
+    # Each mask has to be one that can be traced.
+    monkeypatch.setattr(flex_module, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", False)
     lengths = [37, 5, 50, 1]
     model = tiny(heads=heads[0], kv_heads=heads[1], dtype=torch.float64)
     model.set_attn_implementation("eager")
@@ -260,6 +264,7 @@ def test_sizes_out_of_range_are_refused(name, options):
         masks.FACTORIES[name](**options)
 
 
+@pytest.mark.model
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
 def test_other_lengths_and_steps_are_no_second_compilation():
     """Compiled for a CPU: what is traced, and so what is traced again, is as on a GPU."""

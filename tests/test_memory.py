@@ -6,6 +6,8 @@ GB with half of it; this count gives 22.70 and 20.69.
 
 import types
 import weakref
+from contextlib import nullcontext
+from functools import cache
 
 import pytest
 import torch
@@ -25,7 +27,27 @@ from kv_compression.prefill.mlp import ROWS, mlp_in_row_chunks
 from kv_compression.pruning import Pruning
 from longctx.shapes import RANDOM_SHAPES
 
+pytestmark = pytest.mark.model
+
 GIB = 2**30
+
+
+def layout_of(value):
+    """An operator's argument without its data: what the layout of the results hangs on."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(map(layout_of, value))
+    return type(value), value
+
+
+@cache
+def makes_a_tensor(operator):
+    """Whether it makes one tensor, of a storage of its own, and changes none."""
+    parts = [*operator._schema.returns, *operator._schema.arguments]
+    return [str(part.type) for part in operator._schema.returns] == ["Tensor"] and not any(
+        part.alias_info for part in parts
+    )
 
 
 class LiveBytes(TorchDispatchMode):
@@ -34,9 +56,22 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.sizes, self.now, self.peak = {}, 0, 0
+        self.made = {}
+
+    def result_of(self, func, args, kwargs):
+        """Without data most operators are slow Python: called once for arguments of one layout."""
+        if not makes_a_tensor(func):
+            return func(*args, **kwargs)
+        key = func, layout_of(args), layout_of([*kwargs.items()])
+        if key in self.made:
+            shape, strides, dtype = self.made[key]
+            return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        result = func(*args, **kwargs)
+        self.made[key] = layout_of(result)
+        return result
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        result = self.result_of(func, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self.count(tensor.untyped_storage())
@@ -93,20 +128,18 @@ def peak_of_prefill(name, tokens, rows=None):
             use_attention(model, "sdpa", cache),
             mlp_in_row_chunks(model, layered.MLP_ROWS if rows else ROWS),
             last_token_alone(model, cache),
+            layered.layer_by_layer(model, cache, input_ids.shape, rows) if rows else nullcontext(),
             live,
         ):
-            if rows:
-                layered.prefill(model, cache, input_ids, position_ids, rows)
-            else:
-                model(
-                    input_ids=input_ids,
-                    position_ids=position_ids,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
+            model(
+                input_ids=input_ids,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
     stored = 2 * 8 * 128 * 2 * (30 * tokens // 4 + 2 * tokens)
-    assert cache.stored_bytes() == stored < live.peak
+    assert cache.stored_bytes().total == stored < live.peak
     return weights, stored, live.peak
 
 
@@ -122,8 +155,8 @@ def test_a_request_at_32k_with_a_quarter_kept_fits_into_17_gib(name, fused):
         ("l2", 32768, 1.05),
         ("keydiff", 32768, 1.05),
         ("snapkv", 32768, 1.05),
-        ("expected_attention", 32768, 1.07),
-        ("l2", 131072, 1.09),
+        ("expected_attention", 32768, 1.08),
+        ("l2", 131072, 1.1),
     ],
 )
 def test_layer_by_layer_a_prefill_takes_little_more_than_it_leaves(name, tokens, most, fused):

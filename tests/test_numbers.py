@@ -61,6 +61,7 @@ def test_the_numbers_of_the_readmes_sentences_are_in_some_log_that_it_names():
     assert [number for number in printed if not numbers.is_held(number, pool)] == []
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("document", docs.DOCUMENTS, ids=lambda path: path.name)
 def test_the_studys_tables_are_those_of_its_logs(document):
     for name, text in _STUDY.findall(document.read_text()):

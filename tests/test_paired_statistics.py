@@ -244,3 +244,25 @@ def test_each_length_is_compared_with_itself():
     ]
     assert [cost.other for cost in short] == [101, 5, 301, 0.5]
     assert [cost.other for cost in long] == [900, 5, 301, 1]
+
+
+def test_intervals_over_questions_about_one_book_cover_what_they_claim():
+    """Ten questions about each of 12 books, which vary from book to book: 93 to 97% cover."""
+    rng = np.random.default_rng(0)
+    trials, books = 600, 12
+    documents = [str(book) for book in range(books) for _ in range(10)]
+    covered = np.zeros(4)
+    for seed in range(trials):
+        right = list((rng.random(120) < rng.beta(2, 2, books).repeat(10)).astype(float))
+        change = list(rng.normal(-0.1, 0.1, books).repeat(10) + rng.normal(0, 0.15, 120))
+        intervals = (
+            (0.5, statistics.mean_interval(right, seed, documents)),
+            (-0.1, statistics.paired_interval(change, documents)),
+            (0.5, statistics.mean_interval(right, seed)),
+            (-0.1, statistics.paired_interval(change)),
+        )
+        covered += [low <= truth <= high for truth, (low, high) in intervals]
+    of_means, of_differences, *as_if_independent = covered / trials
+    assert 0.93 < of_means < 0.97
+    assert 0.93 < of_differences < 0.97
+    assert max(as_if_independent) < 0.8

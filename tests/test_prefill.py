@@ -5,7 +5,7 @@ import types
 import pytest
 
 from flex_pipeline import hotpot_qa_flex
-from longctx import config, models, plan, preflight
+from longctx import config, plan, preflight
 from longctx.errors import SettingError
 from longctx.settings import Settings
 from tests.models import tiny
@@ -51,21 +51,9 @@ def test_auto_goes_by_layers_where_prompts_are_long_and_a_gpu_does_the_work(monk
 
 
 def test_what_cannot_be_layered_is_refused_before_the_model_is_loaded():
-    def source(model_type):
-        return types.SimpleNamespace(config=types.SimpleNamespace(model_type=model_type))
-
-    layered = Settings(prefill="layered")
-    preflight.check_prefill(layered, source("qwen3"))
-    preflight.check_prefill(Settings(), source("gemma3"))
-    with pytest.raises(SettingError, match="PREFILL=layered: a gemma3 model is none of"):
-        preflight.check_prefill(layered, source("gemma3"))
+    preflight.check_prefill(Settings(prefill="layered"))
     with pytest.raises(SettingError, match="leave TP_PLAN at none"):
-        preflight.check_prefill(Settings(prefill="layered", tp_plan="auto"), source("llama"))
+        preflight.check_prefill(Settings(prefill="layered", tp_plan="auto"))
     settings, _ = config.read(hotpot_qa_flex.HotpotQAFlexSettings, {"PREFILL": "layered"})
     with pytest.raises(SettingError, match="masks are made for whole prefills"):
         hotpot_qa_flex.attention(settings)
-
-
-def test_every_shape_of_random_weights_can_be_layered():
-    for shape in models.RANDOM_SHAPES.values():
-        preflight.check_prefill(Settings(prefill="layered"), types.SimpleNamespace(config=shape))

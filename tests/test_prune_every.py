@@ -15,6 +15,8 @@ from kv_compression.pruning import Pruning
 from tests import oracle
 from tests.models import batch, tiny
 
+pytestmark = pytest.mark.model
+
 
 @pytest.mark.parametrize("every", [1, 2, 5, 7])
 @pytest.mark.parametrize("question", [None, 1, 9])

@@ -17,6 +17,8 @@ from tests import reference
 from tests.models import tiny
 from tests.oracle import Undecided, visibility
 
+pytestmark = pytest.mark.model
+
 LAYERS = 3
 MODEL = tiny()
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
 from kv_compression import methods
 from kv_compression.generation import generate
@@ -12,6 +11,8 @@ from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from kv_compression.quantized import BITS, Quantized, QuantizedPrefix
 from tests.models import batch, tiny
+
+pytestmark = pytest.mark.model
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,16 +109,16 @@ def test_its_size_is_what_the_format_says():
     assert sizes[4] == numbers / 2 + groups * 8
 
 
-@pytest.mark.model
-def test_eight_bits_change_no_answer_of_the_built_in_model(builtin_folder, builtin_tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(builtin_folder, dtype=torch.bfloat16).eval()
+def test_eight_bits_change_no_answer_of_the_built_in_model(builtin_model, builtin_tokenizer):
     inputs = builtin_tokenizer(
         ["The grass is green. " * 40 + f"The pass key is {key}. " + "The sky is blue. " * 40
          + "What is the pass key? The pass key is" for key in (71432, 90518)],
         return_tensors="pt",
     )  # fmt: skip
     answers = {
-        bits: run(model, inputs["input_ids"], inputs["attention_mask"], bits, range(2)).new_tokens
+        bits: run(
+            builtin_model, inputs["input_ids"], inputs["attention_mask"], bits, range(2)
+        ).new_tokens
         for bits in (None, 8)
     }
     assert answers[8] == answers[None]

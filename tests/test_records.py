@@ -118,7 +118,7 @@ def test_the_right_choice_by_letter_place_or_text(answer, letter):
         ("hotpot", {"context": {"title": ["T"], "sentences": [[["S"]]]}},
          "an item of an item of context.sentences is a list, no text"),
         ("hotpot", {"supporting_facts": {"title": ["T"], "sent_id": [-1]}},
-         "supporting_facts.sent_id is no list of places from 0"),
+         "supporting_facts.sent_id is no list of positions from 0"),
         ("hotpot", {"supporting_facts": [["T", 0]]}, "no supporting_facts.sent_id"),
         ("longbench", {"answer": "5"}, "its answer is '5', none of A, B, C, D and no choice"),
         ("longbench", {"answer": 4}, "its answer is '4', none of"),

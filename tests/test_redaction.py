@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 import subprocess
-import sys
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from longctx import cells, config, console, redaction, results
 from longctx.errors import CannotRunError, SettingError
 from longctx.settings import Settings
+from tests import warm
 from tests.runs import ROOT, environ
 
 SECRET_NAMES = """
@@ -183,21 +182,24 @@ def test_a_whole_run_writes_no_secret_anywhere(tiny_folder, tmp_path):
     settings = environ(
         tiny_folder, "logs", WANDB_MODE="offline", N_SAMPLES="1", CONTEXTS="200", KEEP_RATO="1"
     )
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "narrativeqa_eval.py")],
+    done = warm.Process(
+        tmp_path / "streams",
+        [str(ROOT / "narrativeqa_eval.py")],
+        {"HOME": str(tmp_path)} | secrets | settings,
         cwd=folder,
-        env=os.environ | {"HOME": str(tmp_path)} | secrets | settings,
-        capture_output=True,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr.decode()
+    _, notes = done.communicate()
+    assert done.returncode == 0, notes
     written = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
     names = [path.name for path in written]
     assert [name for name in names if name.endswith("_full.json")]
     assert [name for name in names if name.endswith(".wandb")]
     texts = {path.name: path.read_bytes() for path in written}
     assert any(b"host.invalid" in text for name, text in texts.items() if name.endswith(".wandb"))
-    texts |= {"stdout": done.stdout, "stderr": done.stderr}
+    streams = {path.name: path.read_bytes() for path in (tmp_path / "streams").iterdir()}
+    assert streams.keys() == {"stdout", "stderr"}
+    assert all(streams.values())
+    texts |= streams
     hidden = [*secrets.values(), "proxy-password", "git-password"]
     found = [(n, s) for n, text in texts.items() for s in hidden if s.encode() in text]
     assert found == []

@@ -71,6 +71,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path, paths, output, problem):
         write_report([tmp_path / path for path in paths], tmp_path / output, samples=1)
 
 
+@pytest.mark.model
 def test_report_is_a_command(tmp_path):
     def command(*arguments):
         line = [sys.executable, "-m", "longctx.report", *map(str, arguments)]

@@ -10,6 +10,9 @@ from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
 from tests.models import batch, tiny
 
+pytestmark = pytest.mark.model
+
+
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 LONGROPE = {
     "rope_type": "longrope",
@@ -103,9 +106,9 @@ def test_a_rotation_whose_place_is_not_known_is_refused():
 
 
 def test_steps_of_such_a_model_cannot_be_captured():
-    problem = decode_graph._reason_of_shape(dynamic(), batch=1)
+    problem = decode_graph.reason_model_unsupported(dynamic(), batch=1)
     assert problem == "the host chooses the frequencies of dynamic rotary positions at every step"
-    assert decode_graph._reason_of_shape(tiny(), batch=1) is None
+    assert decode_graph.reason_model_unsupported(tiny(), batch=1) is None
 
 
 def test_lengths_at_which_generate_forgets_the_prompt_are_told():

@@ -9,6 +9,7 @@ from kv_compression import attention_hook, methods
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
 from kv_compression.layer import PrunedLayer
+from kv_compression.layer_kinds import layer_kinds
 from kv_compression.methods.expected_attention import Method as ExpectedAttention
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
@@ -37,7 +38,7 @@ FAMILIES = {
     "diffllama": ({}, [8, 8, 8, 8]),
     "ernie4_5": ({}, [8, 8, 8, 8]),
     "exaone4": ({"sliding_window": 512, "sliding_window_pattern": 2}, [8, 0, 8, 0]),
-    "gemma3_text": ({"sliding_window": 512}, [8, 8, 8, 8]),  # two kinds of rotation
+    "gemma3_text": ({"layer_types": ["sliding_attention", "full_attention"] * 2}, [8, 8, 8, 8]),
     "glm": ({}, [4, 4, 4, 4]),
     "glm4": ({}, [4, 4, 4, 4]),
     "gpt_neox": ({}, [2, 2, 2, 2]),
@@ -63,9 +64,9 @@ def settled(monkeypatch, model, position):
     """What each layer is told when a single token at `position` has attended: to itself alone."""
     seen, prune = [], PrunedLayer.prune_if_due
 
-    def spy(self, queries=None, scaling=1.0, rotary=None):
+    def spy(self, queries, scaling, rotary, attended):
         seen.append((queries, rotary))
-        return prune(self, queries, scaling, rotary)
+        return prune(self, queries, scaling, rotary, attended)
 
     cache = PrunedCache(4, Pruning(ExpectedAttention(), 0.5, prune_after=100))
     with monkeypatch.context() as patch, torch.no_grad():
@@ -87,7 +88,12 @@ def test_undone_a_query_is_the_same_wherever_it_stands(kind, monkeypatch):
     near, far = settled(monkeypatch, model, 0), settled(monkeypatch, model, 371)
     pairs = list(zip(near, far, strict=True))
     pairs = pairs[:: len(pairs) // 4]  # some attend more than once in a layer
-    for ((a, rotary), (b, _)), width in zip(pairs, widths, strict=True):
+    kinds = layer_kinds(model.config)
+    assert any(kind.is_full for kind in kinds)
+    for ((a, rotary), (b, _)), width, kind in zip(pairs, widths, kinds, strict=True):
+        assert (rotary is None) == (not kind.is_full)  # windows are never pruned
+        if rotary is None:
+            continue
         cos, sin = rotary.angles(b, torch.tensor([[371]]))
         assert cos.shape[-1] == width
         assert torch.allclose(a, b, atol=1e-3) == (width == 0)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from kv_compression.cache import CacheBytes
 from kv_compression.generation import Generation
 from longctx import results
 
@@ -16,8 +17,11 @@ UNEQUAL = Generation(
     compress_ms=12.0,
     decode_ms=40.0,
     latency_ms=140.0,
-    kv_bytes=250_000_000,
+    cache_bytes=CacheBytes(
+        full=200_000_000, window=50_000_000, state=3_000_000, unpruned=800_000_000
+    ),
     stored_tokens=[30, 20],
+    pruned_layers=1,
     peak_prefill_bytes=3_000_000_000,
     peak_decode_bytes=2_000_000_000,
     peak_reserved_bytes=5_000_000_000,
@@ -30,6 +34,7 @@ UNEQUAL = Generation(
 EXPECTED = {
     "latency_ms_total": 140.0,
     "ttft_ms": 100.0,
+    "shared_ttft_ms": None,
     "document_ms": 64.0,
     "question_ttft_ms": 36.0,
     "prefill_ms": 88.0,
@@ -42,6 +47,11 @@ EXPECTED = {
     "tok_per_s_decode": 125.0,  # five tokens come after the first of their row
     "ms_per_token_decode": 10.0,  # four steps
     "kv_cache_gb": 0.25,
+    "kv_full_gb": 0.2,
+    "kv_window_gb": 0.05,
+    "state_gb": 0.003,
+    "cache_kept_pct": 100 * 253 / 853,
+    "pruned_layers": 1,
     "stored_tokens_per_layer": [30, 20],
     "peak_gpu_mem_gb": 3.0,
     "peak_prefill_gb": 3.0,
@@ -107,7 +117,7 @@ def requests(sizes, ttft_ms=100.0):
             new_tokens=[[1, 2]] * size,
             ttft_ms=ttft_ms * size,
             latency_ms=140.0 * size,
-            kv_bytes=10**9 * size,
+            cache_bytes=CacheBytes(10**9 * size, 0, 0, 10**9 * size),
             peak_prefill_bytes=10**9 * size,
             peak_decode_bytes=0,
         )
@@ -137,6 +147,35 @@ def test_percentiles_are_of_each_figure():
         if key.endswith("_ms") and key != "capture_ms":
             assert f"{key}_p50" in summary, key
             assert f"{key}_p95" in summary, key
-        assert value is not None
+        assert (value is None) == (key == "shared_ttft_ms")
     assert summary["setup_ms_p50"] == 160 - 280 - 7
     assert summary["question_ttft_ms_p50"] == 200 - 64
+
+
+def test_of_questions_about_one_document_the_first_has_its_reading():
+    first = row_of(replace(UNEQUAL, prefill_is_shared=True))
+    assert first["ttft_ms"] is None
+    assert first["document_ms"] == row_of(UNEQUAL)["document_ms"]
+    assert first["compress_ms"] == row_of(UNEQUAL)["compress_ms"]
+
+
+NOT_OWN = {"prefill_is_shared": True, "document_is_own": False}
+
+
+def test_what_caches_of_one_prefill_share_is_none_of_their_own():
+    own, shared = row_of(UNEQUAL), row_of(replace(UNEQUAL, **NOT_OWN))
+    differs = {key for key in own if own[key] != shared[key]}
+    assert differs == {
+        *("setup_ms", "ttft_ms", "shared_ttft_ms", "document_ms", "prefill_ms", "latency_ms_total"),
+        *(
+            "ms_per_token",
+            "tok_per_s",
+            "compress_ms",
+            "peak_gpu_mem_gb",
+            "peak_prefill_gb",
+            "peak_decode_gb",
+        ),
+        "peak_reserved_gb",
+    }
+    assert shared["shared_ttft_ms"] == own["ttft_ms"]
+    assert all(shared[key] is None for key in differs - {"shared_ttft_ms"})

@@ -132,7 +132,7 @@ def test_predictions_do_not_depend_on_the_batch_size(tiny_folder, tmp_path):
 
 
 def table_keys(full):
-    return {path[0] for _, path, _ in tables.figures_of([full])}
+    return {path[0] for _, path, _ in tables.lines_of([full])}
 
 
 def test_the_question_is_read_against_the_pruned_context(tiny_folder, tmp_path):

@@ -9,7 +9,7 @@ import longbench_kv_eval
 import narrativeqa_eval
 from longctx import scoring, tables
 from longctx.metrics import meteor_rouge
-from longctx.prompts import Parts, Prompt
+from longctx.prompts import Prompt, PromptParts
 from longctx.task import Sample
 
 
@@ -27,7 +27,7 @@ class Characters:
 
 def scored(outputs, *, script=longbench_kv_eval, ends="?", context="abc", evidence=(), **options):
     sample = Sample(
-        "s", Parts("", "", ""), ["B"], list(evidence), dict(zip("ABCD", "wxyz", strict=True)),
+        "s", PromptParts("", "", ""), ["B"], list(evidence), dict(zip("ABCD", "wxyz", strict=True)),
         question="Who is B?",
     )  # fmt: skip
     prompt = Prompt(context + ends, context, [1, 2, 3], 2, 0, 1)
@@ -59,7 +59,7 @@ def test_a_sample_holds_its_question_and_on_demand_its_prompt():
     assert one("B")["question"] == "Who is B?"
     assert "prompt" not in one("B")
     assert one("B", save_prompts=True)["prompt"] == "abc?"
-    sample = Sample("s", Parts("Read. ", "text", "\nWho?\nAnswer:"), ["B"])
+    sample = Sample("s", PromptParts("Read. ", "text", "\nWho?\nAnswer:"), ["B"])
     assert sample.asked == "Who?\nAnswer:"
     record = {"context": "text", "question": " Who? ", "answer": "B"}
     record |= {f"choice_{letter}": letter for letter in "ABCD"}
@@ -125,7 +125,9 @@ def test_random_weights_have_no_quality_and_compared_letters_no_official_reading
 )
 def test_keys_are_scored_by_containing_them_first(dataset_id, references, are_keys):
     settings = narrativeqa_eval.NarrativeQASettings(dataset_id=dataset_id)
-    task = narrativeqa_eval.TASK.for_data(settings, [Sample("s", Parts("", "", ""), references)])
+    task = narrativeqa_eval.TASK.for_data(
+        settings, [Sample("s", PromptParts("", "", ""), references)]
+    )
     names = ("f1", "f1_official", "meteor", "rouge1", "rougeL")
     assert task.score_names == (("contains", "em", *names) if are_keys else names)
 
@@ -170,7 +172,7 @@ def test_a_floor_is_the_score_of_answers_to_other_questions():
 def test_a_table_shows_the_floor_below_its_score():
     summary = {"context_tokens": 8, "n_oom": 0, "total_count": 2, "em": 0.5, "em_floor": 0.25}
     run = {"run_meta": {"score_names": ["em"]}, "ctx_summaries": [summary]}
-    labels = [label for label, *_ in tables.figures_of([run])]
+    labels = [label for label, *_ in tables.lines_of([run])]
     assert labels[labels.index("em") + 1] == "  floor: answers shuffled"
 
 

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -76,7 +77,12 @@ def test_select_is_what_a_stable_sort_selects(data):
 def test_kept_count_is_the_ceiling_and_never_zero(length, keep_ratio):
     count = kept_count(length, keep_ratio)
     assert 1 <= count <= length
-    assert count == min(length, math.ceil(keep_ratio * length))
+    assert count == math.ceil(Fraction(str(keep_ratio)) * length)
+
+
+@pytest.mark.parametrize(("keep_ratio", "length", "count"), [(0.07, 100, 7), (0.68, 75, 51)])
+def test_kept_count_is_of_the_decimal_number(keep_ratio, length, count):
+    assert kept_count(length, keep_ratio) == count
 
 
 @pytest.mark.gpu

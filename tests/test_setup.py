@@ -1,5 +1,6 @@
 """`make setup` with a stand-in for Python: when packages are installed, and into what."""
 
+import re
 import shutil
 import subprocess
 import tomllib
@@ -60,7 +61,10 @@ def test_packages_are_installed_once_and_anew_for_another_reason(make):
     assert "-m venv an environment" in first
     assert any("-r requirements.txt" in call for call in installs(first))
     assert make() == ["-V"]
-    assert all("hashes" in call or "torch==" in call for call in installs(make("LOCKED=1")))
+    locked = installs(make("LOCKED=1"))
+    assert all(re.search("--require-hashes|torch==| -e [.]$", call) for call in locked)
+    assert "-e ." in locked[-1]
+    assert "--no-deps" in locked[-1]
     assert make("LOCKED=1") == ["-V"]
     assert installs(make())
     requirements = make.folder / "requirements.txt"
@@ -92,6 +96,8 @@ def test_an_environment_without_pip_is_made_again(make):
 
 def test_the_package_holds_every_file_that_its_modules_read():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    # Else an editable installation would be of the two packages, without the scripts' folders.
+    assert project["tool"]["setuptools"]["package-dir"] == {"": "."}
     packed = {
         path
         for package, patterns in project["tool"]["setuptools"]["package-data"].items()

@@ -131,7 +131,8 @@ def test_a_line_that_is_no_run_is_refused(line, monkeypatch, capsys):
         read([line])
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{line}\n"))
     monkeypatch.setattr(sys, "argv", ["sweep"])
-    assert sweep.main() == 2
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main()
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -166,7 +167,8 @@ def test_runs_that_differ_in_nothing_that_has_an_effect_are_one(monkeypatch):
 def test_all_that_is_wrong_with_a_grid_is_told_at_once(monkeypatch, capsys):
     arguments = ["narrativeqa_eval.py", "KV_MODE=l2,l3", "KEEP_RATO=0.5", "SEED=1,1", "SEED=x"]
     monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
-    assert sweep.main() == 2
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main()
     errors = capsys.readouterr().err.splitlines()
     assert [error.split(": ")[1] for error in errors] == [
         "KV_MODE=l3", "KEEP_RATO=0.5", "SEED=1,1", "SEED=x", "SEED=x",

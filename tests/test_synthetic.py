@@ -2,11 +2,10 @@ import re
 
 import pytest
 
-import hotpotqa_eval
-import longbench_kv_eval
 import narrativeqa_eval
 from longctx import synthetic
 from longctx.synthetic._village import THINGS
+from tests.scripts import SCRIPTS
 
 
 def count(text):
@@ -77,8 +76,8 @@ def test_a_pass_key_is_said_once_at_its_depth_whatever_the_length():
 
 
 def test_every_task_writes_data_and_all_ids_are_known():
-    scripts = (narrativeqa_eval, hotpotqa_eval, longbench_kv_eval)
-    written = [set(script.TASK.synthesize) for script in scripts]
+    tasks = [script.TASK for script in SCRIPTS.values()]
+    written = [{*task.synthesize, *task.compose} for task in tasks]
     assert all("synthetic" in mine for mine in written)
     assert set.union(*written) == set(synthetic.DATASET_IDS)
 

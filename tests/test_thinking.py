@@ -5,12 +5,10 @@ from types import SimpleNamespace
 import pytest
 from tokenizers import AddedToken
 
-import hotpotqa_eval
-import longbench_kv_eval
-import narrativeqa_eval
 from longctx import thinking
 from longctx.answers import free_text, is_answer
 from longctx.multiple_choice import letter_of
+from tests.scripts import SCRIPTS
 
 # A thought, the answer after it; an empty answer is a thought that was cut off.
 OUTPUTS = [
@@ -74,7 +72,7 @@ def test_letters_are_not_read_from_thoughts():
     assert letter_of(f"{thought}</think>Paris is new", choices, False) == "B"
 
 
-@pytest.mark.parametrize("script", [narrativeqa_eval, hotpotqa_eval, longbench_kv_eval])
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 def test_every_script_drops_thoughts(script):
     sample = SimpleNamespace(choices={"A": "Rome", "B": "Oslo", "C": "Bern", "D": "Lima"})
     assert script.TASK.answer("<think>Rome</think>C", sample, False) == "C"

@@ -13,6 +13,9 @@ from longctx.errors import SettingError
 from longctx.settings import Settings
 from tests.runs import run
 
+pytestmark = pytest.mark.model
+
+
 SIZES = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -42,11 +45,12 @@ def config_of(kind, options):
 
 # Where the library comes to support one of these, it goes to RUN.
 REFUSED = {
-    "soft caps": ("gemma2", GROUPED, "MODEL_ID=a/model: cannot run: .*'softcap'"),
-    "sinks": (
-        "gpt_oss",
-        GROUPED | {"num_local_experts": 4, "sliding_window": 4096},
-        "cannot run: .*'s_aux'",
+    "soft caps": ("gemma2", GROUPED, "cannot run: .*softcap, which sdpa .*; eager and flex can"),
+    "sinks": ("gpt_oss", GROUPED | {"num_local_experts": 4}, "cannot run: .*sinks, which sdpa"),
+    "shared keys": (
+        "gemma3n_text",
+        GROUPED | {"num_kv_shared_layers": 2},
+        "MODEL_ID=a/model: its last 2 layers read keys that other layers store",
     ),
     "ALiBi": ("bloom", SIZES, "BloomForCausalLM does not let its attention be chosen"),
     "ALiBi that is an option": (
@@ -73,21 +77,38 @@ RUN = {
     "opt": SIZES,
     "gpt_neox": SIZES,
     "mixtral": GROUPED | {"num_local_experts": 4},
+    "gemma3_text": GROUPED | {"sliding_window": 64},
+    "qwen3_next": GROUPED,
+    "granitemoehybrid": GROUPED | {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "lfm2": GROUPED,
 }
 
 
 @pytest.mark.parametrize("kind", RUN)
 def test_what_runs_passes(kind):
     config = config_of(kind, RUN[kind])
-    assert tiny_model._tiny_model(config, False) is not None
+    assert tiny_model._tiny_model(config, False, 200) is not None
     state = torch.random.get_rng_state()
     check(config)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_what_a_setting_rules_out_is_told_with_the_way_out():
+    jamba = config_of("jamba", GROUPED | {"use_mamba_kernels": False})
+    with pytest.raises(SettingError, match=r"PREFILL=layered: its states do not go on .*=whole"):
+        check(jamba, prefill="layered")
+    with pytest.raises(SettingError, match=r"attends in a way .*; use KV_SCOPE=prompt"):
+        check(jamba, kv_scope="context")
+    windows = config_of("mistral", GROUPED | {"sliding_window": 64})
+    check(windows)
+    with pytest.raises(SettingError, match=r"KV_MODE=l2: has nothing to work on: no layer of"):
+        check(windows, pruning("l2"), kv_mode="l2")
+    check(windows, pruning("l2"), kv_mode="l2", contexts=(30,), max_new_tokens=8)
+
+
 def test_a_tiny_model_keeps_what_decides():
     config = config_of("qwen3", GROUPED | {"num_hidden_layers": 30, "num_attention_heads": 32})
-    tiny = tiny_model.tiny_config(config)
+    tiny = tiny_model.tiny_config(config, 200)
     assert (tiny.num_attention_heads, tiny.num_key_value_heads) == (4, 2)
     assert (tiny.head_dim, tiny.hidden_size, tiny.num_hidden_layers) == (16, 64, 8)
     assert len(tiny.layer_types) == 8
@@ -95,7 +116,7 @@ def test_a_tiny_model_keeps_what_decides():
     assert config.num_hidden_layers == len(config.layer_types) == 30
     for groups, kept in ((1, 1), (32, 4)):
         config.num_key_value_heads = groups
-        assert tiny_model.tiny_config(config).num_key_value_heads == kept
+        assert tiny_model.tiny_config(config, 200).num_key_value_heads == kept
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
@@ -156,7 +177,7 @@ def test_what_passed_is_not_tried_again(monkeypatch):
 
 
 def test_a_kind_without_a_tiny_model_is_left_to_its_first_request(monkeypatch):
-    monkeypatch.setattr(tiny_model, "tiny_config", lambda config: 1 / 0)
+    monkeypatch.setattr(tiny_model, "tiny_config", lambda *_: 1 / 0)
     check(config_of("bloom", SIZES))
 
 
@@ -182,7 +203,6 @@ def test_models_that_cannot_be_are_refused(kind, changes, message):
         check(config)
 
 
-@pytest.mark.model
 def test_what_only_the_first_request_shows_ends_the_run(tiny_folder, tmp_path, monkeypatch):
     def unsupported(*_, **__):
         raise NotImplementedError("no such attention")
@@ -194,7 +214,6 @@ def test_what_only_the_first_request_shows_ends_the_run(tiny_folder, tmp_path, m
     assert not list(tmp_path.glob("*.json*"))
 
 
-@pytest.mark.model
 def test_later_it_is_a_row_that_failed(tiny_folder, tmp_path, monkeypatch):
     real, calls = requests.generate, []
 

@@ -71,6 +71,7 @@ def test_disabled_writes_nothing(in_tmp_path):
     assert list(in_tmp_path.iterdir()) == []
 
 
+@pytest.mark.model
 def test_without_credentials_it_says_so_once_and_goes_on(in_tmp_path, capfd):
     track("online")
     notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note: ")]
@@ -183,6 +184,7 @@ def init(**values):
 """
 
 
+@pytest.mark.model
 def test_a_process_ends_although_wandb_never_would(in_tmp_path):
     (in_tmp_path / "wandb.py").write_text(HANGS)
     code = (
@@ -206,6 +208,7 @@ def test_without_the_package_it_says_so_and_goes_on(in_tmp_path, monkeypatch, ca
     assert "wandb is not installed" in capsys.readouterr().err
 
 
+@pytest.mark.model
 def test_offline_keeps_figures_under_their_groups(in_tmp_path):
     # In a process of its own: wandb remembers the folder it was first used in.
     subprocess.run(

@@ -31,9 +31,10 @@ from tests.runs import environ
 pytestmark = pytest.mark.model
 
 TEXT = (docs.ROOT / "docs" / "troubleshooting.md").read_text()
+ROWS = re.findall(r"^\| (.+?) \| (`.+?`) \| .+ \|$", TEXT, re.M)
 LINES = {
-    heading: "".join(docs.blocks(section, "text")).splitlines()
-    for heading, section in docs.sections(TEXT, 2).items()
+    trouble: [line.strip("`").strip() for line in printed.split("<br>")]
+    for trouble, printed in ROWS
 }
 
 
@@ -144,7 +145,12 @@ def sliding_window(run, monkeypatch):
     monkeypatch.setattr(models.AutoConfig, "from_pretrained", lambda *_, **__: model_config)
     tokenizer = SimpleNamespace(is_fast=True, pad_token_id=0)
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
-    run(MODEL_ID="mistralai/Mistral-7B-Instruct-v0.1", CONTEXTS=None, MAX_NEW_TOKENS=None)
+    run(
+        MODEL_ID="mistralai/Mistral-7B-Instruct-v0.1",
+        CONTEXTS=None,
+        MAX_NEW_TOKENS=None,
+        KV_MODE="l2",
+    )
 
 
 def another_attention(run, monkeypatch):
@@ -207,7 +213,7 @@ TROUBLES = {
     "Records of another schema": another_schema,
     "bitsandbytes is missing": no_bitsandbytes,
     "W&B without credentials": no_wandb_credentials,
-    "A model with a sliding window": sliding_window,
+    "A model of sliding windows alone": sliding_window,
     "Attention that is not supported": another_attention,
     "Weights that are not there": missing_weights,
     "A chat template that cannot be used": unusable_template,

@@ -65,5 +65,6 @@ def _child(arguments, variables, cwd, streams):
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(arguments)
-        sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
+        paths = variables.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [os.path.dirname(os.path.abspath(arguments[0])), *filter(None, paths)]
         runpy.run_path(arguments[0], run_name="__main__")

@@ -26,3 +26,12 @@ def merged(
     share = torch.sigmoid(other_lse - lse)  # of `other` in all weights
     result = output * (1 - share)  # in float32
     return result.addcmul_(other, share).to(output.dtype)
+
+
+def with_sinks(output: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """What attention without sinks becomes where each head has one, a score without a value.
+
+    output: (B, Q, Hq, D). lse: float32 (B, Q, Hq), as of `merged`. sinks: (Hq,).
+    """
+    share = torch.sigmoid(lse - sinks.float())
+    return (output * share[..., None]).to(output.dtype)

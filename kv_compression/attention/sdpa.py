@@ -21,6 +21,9 @@ _KERNEL_OF_OPERATOR = {
     "_scaled_dot_product_fused_attention_overrideable": "overrideable",
 }
 
+# Queries under a window that are computed at once, where the window is not wider.
+_WINDOW_ROWS = 512
+
 _Kind = tuple[object, ...]
 _kernel_of_call: dict[_Kind, str] = {}
 
@@ -29,23 +32,30 @@ def check(device_type: str, dtype: torch.dtype) -> None:
     """Runs everywhere."""
 
 
+def features() -> frozenset[str]:
+    """Windows; torch's function has neither soft caps nor sinks."""
+    return frozenset({"window"})
+
+
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
 ) -> tuple[torch.Tensor, str]:
     """See the package."""
+    if layout.window is not None and layout.query_len > max(layout.window, _WINDOW_ROWS):
+        return _in_blocks(query, key, value, layout, scaling)
     if _suits_cudnn(query, key, layout):
         return _cudnn_in_two(query, key, value, layout, scaling).transpose(1, 2), "cudnn"
     batch, query_heads, query_len, head_dim = query.shape
     groups = query_heads // key.shape[1]
-    mask = None
-    if layout.left_padding is not None:
+    mask, is_plain = None, layout.left_padding is None and layout.window is None
+    if not is_plain:
         mask = layout.mask
     elif query_len > 1 and not layout.is_square:
         mask = causal_lower_right(query_len, layout.stored_len)
     is_causal = mask is None and query_len > 1
     # The fused kernels that take a mask or float32 do not take grouped heads, and without a fused
     # kernel all scores would exist at once; a CPU's kernel repeats the keys itself, at every step.
-    shares_keys = layout.left_padding is None and query.dtype != torch.float32
+    shares_keys = is_plain and query.dtype != torch.float32
     if query_len == 1 and not (shares_keys and query.is_cuda):
         # One token sees the same keys in all heads of a group, which thus are rows of one head.
         query = query.reshape(batch, key.shape[1], groups, head_dim)
@@ -73,11 +83,32 @@ def attend(
     return output.transpose(1, 2), _kernel_of_call[kind]
 
 
+def _in_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scaling: float
+) -> tuple[torch.Tensor, str]:
+    """(B, Q, Hq, D) of queries under a window, block by block with the keys that a block can see.
+
+    So no mask of all pairs is made, and little of what is computed is thrown away.
+    """
+    assert layout.window is not None
+    rows, past_len = max(layout.window, _WINDOW_ROWS), layout.stored_len - layout.query_len
+    outputs, kernel = [], ""
+    for begin in range(0, layout.query_len, rows):
+        end = min(begin + rows, layout.query_len)
+        first, last = max(0, past_len + begin + 1 - layout.window), past_len + end
+        padding = layout.left_padding and tuple(max(0, row - first) for row in layout.left_padding)
+        part = Layout(padding, end - begin, last - first, layout.device, layout.window)
+        keys, values = key[:, :, first:last], value[:, :, first:last]
+        output, kernel = attend(query[:, :, begin:end], keys, values, part, scaling)
+        outputs.append(output)
+    return torch.cat(outputs, dim=1), kernel
+
+
 def _kind(
     device: torch.device, dtype: torch.dtype, head_dim: int, groups: int, layout: Layout
 ) -> _Kind:
     """What torch's choice of a kernel depends on."""
-    is_plain = layout.left_padding is None
+    is_plain = layout.left_padding is None and layout.window is None
     return device, dtype, head_dim, groups, layout.query_len > 1, layout.is_square, is_plain
 
 
@@ -89,7 +120,7 @@ def _suits_cudnn(query: torch.Tensor, key: torch.Tensor, layout: Layout) -> bool
     """
     past_len = layout.stored_len - layout.query_len
     is_regular = past_len > 0 and past_len % BLOCK == 0 and layout.query_len % BLOCK == 0
-    if not is_regular or layout.left_padding is not None:
+    if not is_regular or layout.left_padding is not None or layout.window is not None:
         return False
     square = replace(layout, stored_len=layout.query_len)
     groups = query.shape[1] // key.shape[1]

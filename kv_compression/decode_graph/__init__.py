@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from kv_compression import out_of_memory, rope_length
 from kv_compression.attention import Backend
 from kv_compression.layer import PrunedLayer
+from kv_compression.layer_kinds import layer_kinds
 from kv_compression.pruning import Pruning
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ class DecodeGraphs:
 
     compiled: let torch compile the model's forward first; that takes a while, once a batch size,
         and can help models whose layers have no fused kernels here.
-    window: tokens of the model's sliding window, beyond which a step would be wrong.
     Ask `reason_unsupported` first.
     """
 
@@ -42,9 +42,6 @@ class DecodeGraphs:
     def __init__(self, model: PreTrainedModel, *, compiled: bool = False):
         self.model = model
         self._compiled = torch.compile(model.forward, dynamic=False) if compiled else None
-        config = model.config.get_text_config()
-        has_window = getattr(config, "use_sliding_window", True)
-        self.window = getattr(config, "sliding_window", None) if has_window else None
         self._steps: dict[int, DecodeStep] = {}
         self._pool: Any = None
 
@@ -115,15 +112,26 @@ def reason_unsupported(  # noqa: PLR0911 a reason each
         return "the model is split over GPUs"
     if importlib.util.find_spec("triton") is None:
         return "it needs the package triton, which comes with torch for CUDA"
-    return _reason_of_shape(model, batch)
+    return reason_model_unsupported(model, batch)
 
 
-def _reason_of_shape(model: PreTrainedModel, batch: int) -> str | None:
+def reason_model_unsupported(model: PreTrainedModel, batch: int) -> str | None:
+    """The same of the model alone, wherever it lies."""
     config = model.config.get_text_config()
-    head_dim = getattr(config, "head_dim", None)
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
-    if head_dim % 16 or getattr(config, "v_head_dim", head_dim) != head_dim:
-        return "its kernel needs heads of a multiple of 16 channels"
+    head_dims = {
+        getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        for layer in config.per_layer_config
+    }
+    kinds = layer_kinds(config)
+    if any(kind.states for kind in kinds):
+        return "the states of its linear layers do not stay where they are"
+    if any(kind.chunk for kind in kinds):
+        return "what its layers with chunks see jumps between steps"
+    # Multi-head latent attention has a size of keys that is not the values'.
+    is_latent = getattr(config, "kv_lora_rank", None) is not None
+    head_dims.add(getattr(config, "v_head_dim", min(head_dims)))
+    if is_latent or any(head_dim % 16 for head_dim in head_dims):
+        return "its kernel needs keys and values of a multiple of 16 channels, as many of each"
     if rope_type := rope_length.kind(config):
         return f"the host chooses the frequencies of {rope_type} rotary positions at every step"
     if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):

@@ -69,12 +69,15 @@ def attend(
     head_dim: int,
     scaling: float,
     transform: HeadTransform | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
     split: WorkSplit = WorkSplit(),
 ) -> torch.Tensor:
     """The output, (B, Hq * D), of a new token a row; its key and value are stored in the cache.
 
     q (B, Hq * D), k and v (B, H * D), rows of which the last dimension is contiguous.
     transform: the rotation, and the norm, that q and k still need; None when they had them.
+    softcap, sinks: see `kv_compression.attention.Backend`.
     """
     batch, heads = k.shape[0], k.shape[1] // head_dim
     query_heads = q.shape[1] // head_dim
@@ -99,6 +102,7 @@ def attend(
         *gains,
         0.0 if transform is None else transform.eps,
         scaling,
+        softcap or 1.0,
         table.addresses,
         table.starts,
         table.added,
@@ -113,6 +117,7 @@ def attend(
         D=head_dim,
         R=0 if transform is None else transform.cos.shape[-1],
         NORM=has_norm,
+        CAPPED=softcap is not None,
         DP=padded_dim,
         GP=max(16, triton.next_power_of_2(group)),
         BN=split.tokens,
@@ -126,11 +131,14 @@ def attend(
         part_out,
         part_max,
         part_sum,
+        part_sum if sinks is None else sinks,
         out,
+        query_heads,
         D=head_dim,
         DP=padded_dim,
         PARTS=count,
         PARTS_P=triton.next_power_of_2(count),
+        SINKS=sinks is not None,
         **launch_options(q.device),
     )
     return out

@@ -34,12 +34,21 @@ def _heads(
     return x
 
 
+@triton.jit
+def _capped(scores, softcap, CAPPED: tl.constexpr):
+    """softcap * tanh(scores / softcap), by the sigmoid, which every Triton has."""
+    if CAPPED:
+        scores = (2 * tl.sigmoid(2 * scores / softcap) - 1) * softcap
+    return scores
+
+
 @triton.jit(do_not_specialize=["layer", "parts"])
 def attend_part(  # noqa: PLR0915
     q, k, v, q_stride, k_stride, v_stride, cos, sin, q_gain, k_gain, eps, scaling,
-    addresses, starts, added, layer, part_out, part_max, part_sum, batch, parts,
+    softcap, addresses, starts, added, layer, part_out, part_max, part_sum, batch, parts,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr,
-    DP: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr, TYPE: tl.constexpr, PDL: tl.constexpr,
+    CAPPED: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr, TYPE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One part of one key/value head: its output, not yet divided, its maximum and its sum."""
     pair, part = tl.program_id(0), tl.program_id(1)
@@ -50,7 +59,8 @@ def attend_part(  # noqa: PLR0915
     row_stride, head_stride = tl.load(known + 2), tl.load(known + 3)
     # The table does not change within a step, nor do the tokens stored before it.
     newest = (tl.load(known + 4) + tl.load(added)).to(tl.int32)
-    first = tl.load(starts + layer * batch + row)
+    window = tl.load(known + 5)
+    first = tl.maximum(tl.load(starts + layer * batch + row), newest + 1 - window).to(tl.int32)
     # Storage is allocated in whole vectors and strides are multiples of D.
     keys = tl.multiple_of(keys, 16) + row * tl.multiple_of(row_stride, 16)
     values = tl.multiple_of(values, 16) + row * tl.multiple_of(row_stride, 16)
@@ -75,7 +85,8 @@ def attend_part(  # noqa: PLR0915
         inside = (index < end)[:, None] & (d < D)[None, :]
         place = index[:, None] * D + d[None, :]
         key = tl.load(keys + place, mask=inside, other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (scaling * _LOG2_E)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+        scores = _capped(scores, softcap, CAPPED) * _LOG2_E
         scores = tl.where((index < end)[None, :], scores, -float("inf"))
         higher = tl.maximum(best, tl.max(scores, axis=1))
         weights = tl.exp2(scores - higher[:, None])
@@ -94,7 +105,7 @@ def attend_part(  # noqa: PLR0915
         tl.store(keys + place[None, :], new_key, mask=(d < D)[None, :])
         tl.store(values + place, new_value, mask=d < D)
         score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32), axis=1)
-        score *= scaling * _LOG2_E
+        score = _capped(score * scaling, softcap, CAPPED) * _LOG2_E
         higher = tl.maximum(best, score)
         weight, shrink = tl.exp2(score - higher), tl.exp2(best - higher)
         total = total * shrink + weight
@@ -110,20 +121,25 @@ def attend_part(  # noqa: PLR0915
 
 @triton.jit
 def merge_parts(
-    part_out, part_max, part_sum, out,
+    part_out, part_max, part_sum, sinks, out, heads,
     D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr, PARTS_P: tl.constexpr,
-    PDL: tl.constexpr,
+    SINKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One query head: its parts weighted by their log-sum-exp."""
+    """One query head: its parts, and its sink, weighted by their log-sum-exp."""
     after_previous(PDL)
     head = tl.program_id(0)
     part, d = tl.arange(0, PARTS_P), tl.arange(0, DP)
     line = head * PARTS + part
     best = tl.load(part_max + line, mask=part < PARTS, other=-float("inf"))
     total = tl.load(part_sum + line, mask=part < PARTS, other=0.0)
-    weight = tl.exp2(best - tl.max(best, axis=0))
+    highest, of_sink = tl.max(best, axis=0), 0.0
+    if SINKS:
+        sink = tl.load(sinks + head % heads).to(tl.float32) * _LOG2_E
+        highest = tl.maximum(highest, sink)
+        of_sink = tl.exp2(sink - highest)
+    weight = tl.exp2(best - highest)
     inside = (part < PARTS)[:, None] & (d < D)[None, :]
     parts = tl.load(part_out + line[:, None] * D + d[None, :], mask=inside, other=0.0)
     start_next(PDL)
-    merged = tl.sum(parts * weight[:, None], axis=0) / tl.sum(total * weight, axis=0)
+    merged = tl.sum(parts * weight[:, None], axis=0) / (tl.sum(total * weight, axis=0) + of_sink)
     tl.store(out + head * D + d, merged.to(out.dtype.element_ty), mask=d < D)

@@ -17,7 +17,7 @@ from kv_compression.decode_graph.linear import MOST_ROWS, MOST_ROWS_OF_4BIT, lin
 from kv_compression.decode_graph.table import LayerTable
 from kv_compression.decode_graph.weights import Weight, is_plain
 
-# Layers known to be: x += attention(norm(x)); x += down(silu(gate) * up)(norm(x)).
+# Layers known to be: x += attention(norm(x)); x += mlp(norm(x)).
 _KNOWN = frozenset(
     f"transformers.models.{family}.modeling_{family}.{name}DecoderLayer"
     for family, name in {
@@ -25,21 +25,26 @@ _KNOWN = frozenset(
         "mistral": "Mistral",
         "qwen2": "Qwen2",
         "qwen3": "Qwen3",
+        "qwen3_moe": "Qwen3Moe",
+        "mixtral": "Mixtral",
     }.items()
 )
 
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """One layer's weights and its place in the cache; called as the model's own layer is."""
+    """One layer's weights and its place in the cache; called as the model's own layer is.
+
+    gate_up, down: empty where the MLP is a mixture of experts, which runs as it is.
+    """
 
     layer: Any
     index: int
     table: LayerTable
     qkv: tuple[Weight, ...]
     out: tuple[Weight, ...]
-    gate_up: tuple[Weight, ...]
-    down: tuple[Weight, ...]
+    gate_up: tuple[Weight, ...] = ()
+    down: tuple[Weight, ...] = ()
 
     @classmethod
     def of(cls, layer: Any, table: LayerTable) -> "FusedLayer | None":
@@ -84,12 +89,14 @@ class FusedLayer:
             transform=transform,
         )
         x = linear(attended, self.out, residual=x)
+        if not self.gate_up:
+            return x[:, None] + layer.mlp(after(x)[:, None])
         wide = linear(x, self.gate_up, norm=after.weight, eps=after.variance_epsilon, gated=True)
         return linear(wide, self.down, residual=x)[:, None]
 
 
 def _weights(layer: Any, batch: int) -> list[tuple[Weight, ...]] | None:
-    """The weights of the layer's four products; None where the kernels cannot take them."""
+    """The weights of the layer's products; None where the kernels cannot take them."""
     kind = type(layer)
     if f"{kind.__module__}.{kind.__name__}" not in _KNOWN:
         return None
@@ -98,15 +105,13 @@ def _weights(layer: Any, batch: int) -> list[tuple[Weight, ...]] | None:
     norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
     if not all(map(is_plain, (layer, attention, mlp, *norms))):
         return None
-    if type(mlp.act_fn) is not type(ACT2FN["silu"]):
-        return None
+    products = [(attention.q_proj, attention.k_proj, attention.v_proj), (attention.o_proj,)]
+    if not hasattr(mlp, "experts"):
+        if type(mlp.act_fn) is not type(ACT2FN["silu"]):
+            return None
+        products += [(mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)]
     groups = []
-    for group in (
-        (attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj,),
-        (mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj,),
-    ):
+    for group in products:
         weights = tuple(weight for module in group if (weight := Weight.of(module)))
         alike = {(weight.kind, weight.nested is None, weight.bias is None) for weight in weights}
         most = MOST_ROWS_OF_4BIT if weights and weights[0].kind == "4bit" else MOST_ROWS

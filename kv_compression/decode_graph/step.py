@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from kv_compression.decode_graph import experts
 from kv_compression.decode_graph.attention import attend
 from kv_compression.decode_graph.fused_layer import FusedLayer
 from kv_compression.decode_graph.linear import MOST_ROWS, linear
@@ -139,6 +140,8 @@ class DecodeStep:
         for module in self.model.modules():
             if (fused := FusedLayer.of(module, self._table)) is not None:
                 yield module, fused
+            elif experts.are_experts(module) and len(self._token) <= MOST_ROWS:
+                yield module, partial(experts.forward, module)
         head = self.model.get_output_embeddings()
         weight = None if head is None else Weight.of(head)
         if weight is not None and weight.kind == "float" and len(self._token) <= MOST_ROWS:
@@ -152,6 +155,8 @@ class DecodeStep:
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """What transformers calls in the attention of a layer that is not fused."""
@@ -166,6 +171,8 @@ class DecodeStep:
             module.layer_idx,
             head_dim,
             head_dim**-0.5 if scaling is None else scaling,
+            softcap,
+            s_aux,
         )
         return output.view(batch, 1, query_heads, head_dim), None
 
@@ -191,9 +198,20 @@ def _register_operator() -> None:
         layer: int,
         head_dim: int,
         scaling: float,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        table = LayerTable(addresses, starts, added)
-        return attend(q, k, v, table, layer, head_dim=head_dim, scaling=scaling)
+        return attend(
+            q,
+            k,
+            v,
+            LayerTable(addresses, starts, added),
+            layer,
+            head_dim=head_dim,
+            scaling=scaling,
+            softcap=softcap,
+            sinks=sinks,
+        )
 
     @operator.register_fake
     def _(q: torch.Tensor, *_: Any) -> torch.Tensor:

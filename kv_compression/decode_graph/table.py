@@ -7,8 +7,10 @@ import torch
 
 from kv_compression.layer import PrunedLayer
 
-COLUMNS = 5
-"""Address of the keys, of the values, elements between rows and between heads, stored tokens."""
+COLUMNS = 6
+"""Address of keys and of values, elements between rows and between heads, stored tokens, window."""
+
+NO_WINDOW = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,8 @@ class LayerTable:
             assert keys.shape == values.shape
             assert keys.stride() == values.stride()
             assert keys.stride()[2:] == (keys.shape[3], 1)
-            addresses.append(
-                [keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], keys.shape[2]]
-            )
+            of_storage = [keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], keys.shape[2]]
+            addresses.append([*of_storage, layer.kind.window or NO_WINDOW])
         self.addresses.copy_(torch.tensor(addresses))
         self.starts.copy_(torch.tensor([layer.left_padding or (0,) * batch for layer in layers]))
         self.added.zero_()

@@ -41,15 +41,23 @@ class Method:
         Where fewer tokens are kept than the window holds, the most recent of it stay.
         """
         import torch
-        from torch.nn.functional import avg_pool1d
 
-        heads = [head.attention_of_last(self.window).mean(dim=(2, 3)) for head in layer.by_head()]
-        weights = torch.cat(heads, dim=1)
-        window = min(self.window, weights.shape[2])
-        before = weights[..., :-window]
-        pooled = before
-        if before.shape[2] > 0:
-            pooled = avg_pool1d(before, self.kernel, stride=1, padding=self.kernel // 2)
+        pooled = smoothed_attention(layer, self.window, self.kernel)
         # Attention is at most 1, so these are above every score, in their order.
-        recent = 2 + layer.positions[..., -window:].float()
+        recent = 2 + layer.positions[..., pooled.shape[2] :].float()
         return torch.cat([pooled, recent.expand(-1, pooled.shape[1], -1)], dim=2)
+
+
+def smoothed_attention(layer: StoredLayer, window: int, kernel: int) -> torch.Tensor:
+    """(B, H, S - window) float32: what the last `window` tokens attend to, mean over the group.
+
+    Averaged over `kernel` tokens; (B, H, 0) where no more than `window` are stored.
+    """
+    import torch
+    from torch.nn.functional import avg_pool1d
+
+    heads = [head.attention_of_last(window).mean(dim=(2, 3)) for head in layer.by_head()]
+    before = torch.cat(heads, dim=1)[..., :-window]
+    if before.shape[2] == 0:
+        return before
+    return avg_pool1d(before, kernel, stride=1, padding=kernel // 2)

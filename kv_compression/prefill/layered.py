@@ -4,37 +4,43 @@ A layer's prompt is written chunk by chunk and pruned before the next layer begi
 full-length keys and values of one layer exist, and intermediates of one chunk. Each chunk attends
 to all the tokens before it: the result is that of the whole prefill.
 
-The model's own decoder layers are called as they are. What stands around them is written here, so
-only models are taken whose forward is known to be: embed, layers, norm, language-model head.
+The model's own forward runs as it is; only its decoder layers are called chunk by chunk, which
+each of them takes as a prompt that comes in parts.
 """
 
-from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from kv_compression.cache import PrunedCache
-
-MODEL_TYPES = ("llama", "mistral", "phi3", "qwen2", "qwen3")
-"""`model_type` of the configs of models that can be prefilled so."""
+from kv_compression.prefill.last_layer import is_known
+from kv_compression.replacements import replaced_forwards
 
 # At 2,048 rows the products are about as fast as at more, and a 7B model's MLP needs 0.2 GB.
 MLP_ROWS = 2048
 
-
-def is_known(model: PreTrainedModel) -> bool:
-    """Whether the model's classes are transformers' own of one of MODEL_TYPES."""
-    own = {f"transformers.models.{name}.modeling_{name}" for name in MODEL_TYPES}
-    # A subclass elsewhere, such as code that came with a model, may do anything.
-    return {type(model).__module__, type(model.base_model).__module__} <= own
+# Of transformers 5.17. A test fails where one is no more.
+_UPSTREAM_FAULTS = {
+    "jamba": "its states do not go on with several tokens at once",
+    "olmo_hybrid": "its layers take their states for those of its last layer",
+}
 
 
 def reason_unsupported(model: PreTrainedModel) -> str | None:
     """Why `model` cannot be prefilled one layer at a time, in a few words; None where it can."""
-    if not is_known(model):
-        known = ", ".join(MODEL_TYPES)
-        return f"{type(model).__name__} is none of the model types {known}"
+    name = type(model).__name__
+    # Code that came with a model may do anything between its layers.
+    if not type(model).__module__.startswith("transformers.models."):
+        return f"{name} is not a class of transformers' own"
+    if problem := _UPSTREAM_FAULTS.get(model.config.model_type):
+        return problem
+    layers = _layers(model)
+    if not layers or len(set(map(id, layers))) < len(layers):
+        return f"where {name} has its layers is not known"
     if getattr(model, "_tp_size", None) not in (None, 1):
         return "the model is divided among processes"
     devices = {parameter.device for parameter in model.parameters()}
@@ -43,39 +49,83 @@ def reason_unsupported(model: PreTrainedModel) -> str | None:
     return None
 
 
-def prefill(
-    model: PreTrainedModel,
-    cache: PrunedCache,
-    input_ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    rows: int,
-) -> torch.Tensor:
-    """Write a prompt to the empty `cache`; logits of its last token, (B, V).
+def _layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    for decoder in (model.get_decoder(), getattr(model, "model", None)):
+        layers = getattr(decoder, "layers", None)
+        if isinstance(layers, torch.nn.ModuleList):
+            return list(layers)
+    return []
 
-    Call it inside `use_attention` and `last_token_alone`.
 
-    input_ids, position_ids: (B, S), padded on the left.
+@contextmanager
+def layer_by_layer(
+    model: PreTrainedModel, cache: PrunedCache, shape: torch.Size, rows: int
+) -> Iterator[None]:
+    """In the block the model's forward reads a prompt so, and gives its last token's logits alone.
+
+    To be used inside `use_attention` and `last_token_alone`.
+
+    cache: empty.
+    shape: (B, S) of the prompt, padded on the left.
     rows: most tokens of all rows together in one chunk; at least one of each is taken. Chunks are
         counted from the start of the padded prompt, so that those of two prompts have equal shapes.
+    The forward raises NotImplementedError where layers hand on more than hidden states.
     """
-    base: Any = model.base_model
-    batch, tokens = input_ids.shape
+    batch, tokens = shape
     at_once = max(1, rows // batch)
-    chunks = [slice(first, first + at_once) for first in range(0, tokens, at_once)]
     cache.expect(prompt_tokens=tokens)
-    cos, sin = base.rotary_emb(base.embed_tokens(input_ids[:, :1]), position_ids)
-    # A tensor for each chunk, so that the last layer can let go of them one by one.
-    hidden = deque(base.embed_tokens(input_ids[:, chunk]) for chunk in chunks)
-    for layer in base.layers:
-        for chunk in chunks:
-            output = layer(
-                hidden.popleft(),
-                attention_mask=None,
-                position_ids=position_ids[:, chunk],
-                past_key_values=cache,
-                use_cache=True,
-                position_embeddings=(cos[:, chunk], sin[:, chunk]),
-            )
-            hidden.append(output if layer is not base.layers[-1] else output[:, -1:].clone())
-    logits: torch.Tensor = model.get_output_embeddings()(base.norm(hidden[-1]))
-    return logits[:, -1]
+    layers = _layers(model)
+    pairs = []
+    for place, layer in enumerate(layers):
+        # Of these it is known that nothing reads the embeddings again.
+        in_place = place > 0 or is_known(model)
+        call = partial(_in_chunks, layer.forward, at_once, in_place, layer is layers[-1])
+        pairs.append((layer, call))
+    with replaced_forwards(pairs):
+        yield
+
+
+def _in_chunks(
+    forward: Callable[..., Any],
+    at_once: int,
+    in_place: bool,
+    is_last: bool,
+    hidden: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """A layer's output, (B, S, hidden size); of the last layer, of the last token alone.
+
+    As a tuple where the layer returns one.
+    """
+    tokens = hidden.shape[1]
+    output = hidden if in_place else torch.empty_like(hidden)
+    rest: tuple[None, ...] | None = None
+    for first in range(0, tokens, at_once):
+        chunk = slice(first, first + at_once)
+        part = forward(
+            hidden[:, chunk],
+            *(_part(value, tokens, chunk) for value in args),
+            **{name: _part(value, tokens, chunk) for name, value in kwargs.items()},
+        )
+        if isinstance(part, tuple):
+            part, *others = part
+            rest = tuple(others)
+        if rest and any(other is not None for other in rest):
+            raise NotImplementedError("its layers hand on more than hidden states")
+        if is_last:
+            output = part[:, -1:].clone()
+        else:
+            output[:, chunk] = part
+    return output if rest is None else (output, *rest)
+
+
+def _part(value: Any, tokens: int, chunk: slice) -> Any:
+    """What of an argument belongs to a chunk of the `tokens`: tensors are cut along them."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_part(one, tokens, chunk) for one in value)
+    if isinstance(value, dict):
+        return {name: _part(one, tokens, chunk) for name, one in value.items()}
+    if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[1] == tokens:
+        return value[:, chunk]
+    return value

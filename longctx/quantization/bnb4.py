@@ -1,18 +1,13 @@
 """bnb4: NF4 or FP4 weights (QLoRA, Dettmers et al. 2023, arXiv 2305.14314), by bitsandbytes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
-from longctx.quantization import _bitsandbytes
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
+from longctx.quantization._bitsandbytes import Bitsandbytes
 
 
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(Bitsandbytes):
     """4-bit weights, unpacked to the compute dtype for every product."""
 
     type: str = field(
@@ -24,8 +19,7 @@ class Quantization:
         },
     )
     double_quant: bool = field(
-        default=True,
-        metadata={"env": "BNB_4BIT_DOUBLE_QUANT", "help": "quantize the scales too"},
+        default=True, metadata={"env": "BNB_4BIT_DOUBLE_QUANT", "help": "quantize the scales too"}
     )
     compute_dtype: str = field(
         default="bfloat16",
@@ -36,18 +30,11 @@ class Quantization:
         },
     )
 
-    def check(self) -> None:
-        """Raises ValueError when bitsandbytes is missing."""
-        _bitsandbytes.check()
-
-    def config(self) -> BitsAndBytesConfig:
+    def options(self) -> dict[str, Any]:
         """4-bit weights."""
-        from transformers import BitsAndBytesConfig
-
-        _bitsandbytes.quiet()
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=self.type,
-            bnb_4bit_use_double_quant=self.double_quant,
-            bnb_4bit_compute_dtype=self.compute_dtype,
-        )
+        return {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": self.type,
+            "bnb_4bit_use_double_quant": self.double_quant,
+            "bnb_4bit_compute_dtype": self.compute_dtype,
+        }

@@ -1,18 +1,13 @@
 """bnb8: LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339) by bitsandbytes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
-from longctx.quantization import _bitsandbytes
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
+from longctx.quantization._bitsandbytes import Bitsandbytes
 
 
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(Bitsandbytes):
     """8-bit weights; columns with outliers above the threshold stay in 16 bit."""
 
     threshold: float = field(
@@ -25,13 +20,10 @@ class Quantization:
 
     def check(self) -> None:
         """Raises ValueError when bitsandbytes is missing or the threshold is negative."""
-        _bitsandbytes.check()
+        super().check()
         if self.threshold < 0:
             raise ValueError(f"LLM_INT8_THRESHOLD={self.threshold} must be 0 or more")
 
-    def config(self) -> BitsAndBytesConfig:
+    def options(self) -> dict[str, Any]:
         """8-bit weights."""
-        from transformers import BitsAndBytesConfig
-
-        _bitsandbytes.quiet()
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.threshold)
+        return {"load_in_8bit": True, "llm_int8_threshold": self.threshold}

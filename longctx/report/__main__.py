@@ -4,13 +4,11 @@ The suffix of the output decides: `.html` is a page that needs nothing else and 
 has a row a run and context with every figure, `.md` the main ones as a Markdown table.
 """
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
-from longctx import config, console, load_results, results, tables
-from longctx.errors import CannotRunError, SettingError
+from longctx import cli, load_results, results, tables
+from longctx.errors import SettingError
 from longctx.report import flat, page
 
 _SUFFIXES = (".html", ".csv", ".md")
@@ -46,12 +44,7 @@ def write(paths: list[Path], output: Path, samples: int) -> None:
 
 def main() -> None:
     """Write the report that the command line asks for. Exit code 2 when there is none."""
-    config.guard()
-    parser = argparse.ArgumentParser(
-        prog="python -m longctx.report",
-        description=__doc__,
-        formatter_class=console.HelpFormatter,
-    )
+    parser = cli.parser(__doc__, prog="python -m longctx.report")
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER_OR_FILE")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="report.html")
     parser.add_argument(
@@ -61,11 +54,8 @@ def main() -> None:
         help="predictions that the page has of each run and context length (default 20)",
     )
     arguments = parser.parse_args()
-    try:
+    with cli.exit_codes():
         write(arguments.paths, arguments.output, arguments.samples)
-    except CannotRunError as error:
-        console.error(error)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

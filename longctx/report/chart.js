@@ -31,10 +31,10 @@ function ticks(low, high, log) {
 const tickText = (tick) => new Intl.NumberFormat("en-US", { maximumSignificantDigits: 4 }).format(tick);
 
 /** An axis over the values: {at(value) -> pixel, ticks, log}. */
-function axis(values, from, to, mayBeLog) {
+function axis(values, from, to, mayBeLog, logFrom = LOG_FROM) {
   let low = Math.min(...values);
   let high = Math.max(...values);
-  const log = mayBeLog && low > 0 && high / low > LOG_FROM;
+  const log = mayBeLog && low > 0 && high / low > logFrom;
   if (log) {
     low /= 1.15;
     high *= 1.15;
@@ -48,17 +48,19 @@ function axis(values, from, to, mayBeLog) {
   return { at: (value) => from + share(value) * (to - from), ticks: ticks(low, high, log), log };
 }
 
-/** Points that no other one beats: higher score and better cost, from the best cost to the worst. */
+/**
+ * The Pareto front, from the best cost to the worst: each point's interval lies above those before it.
+ * Fewer than two such points are no front: nothing that costs more can be told to be better.
+ */
 function paretoFront(points, moreIsBetter = false) {
   const sign = moreIsBetter ? -1 : 1;
+  const [lowest, highest] = [0, 1].map((end) => (point) => (point.interval ? point.interval[end] : point.score));
   const front = [];
   for (const point of [...points].sort((a, b) => sign * (a.cost - b.cost) || b.score - a.score)) {
     const last = front[front.length - 1];
-    if (!last || point.score > last.score || (point.score === last.score && point.cost === last.cost)) {
-      front.push(point);
-    }
+    if (!last || lowest(point) > highest(last)) front.push(point);
   }
-  return front;
+  return front.length > 1 ? front : [];
 }
 
 /** Pixel of each point across; points of the same cost stand side by side, to be told apart. */
@@ -78,6 +80,9 @@ function lefts(points, x, costColumn, plot) {
   return found;
 }
 
+/** False where the full cache is not told from answers that know nothing. */
+const canBeTold = (points) => points.every(({ row }) => !row.telling || row.telling[1]);
+
 /** The chart of points {row, score, interval, cost}; `look(run)` gives {colour, shape}. */
 function drawChart(points, scoreColumn, costColumn, width, look, choose) {
   const plot = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: HEIGHT - MARGIN.bottom };
@@ -94,7 +99,7 @@ function drawChart(points, scoreColumn, costColumn, width, look, choose) {
       svg("text", { x: plot.left - 7, y: y.at(tick) + 4, "text-anchor": "end" }, tickText(tick)),
     ]),
   ];
-  const front = paretoFront(points, costColumn.more_is_better);
+  const front = canBeTold(points) ? paretoFront(points, costColumn.more_is_better) : [];
   const left = lefts(points, x, costColumn, plot);
   const stairs = front.map((point, n) =>
     n ? `H${left.get(point)}V${y.at(point.score)}` : `M${left.get(point)},${y.at(point.score)}`);
@@ -108,7 +113,9 @@ function drawChart(points, scoreColumn, costColumn, width, look, choose) {
       `${costColumn.label}${x.log ? ", log scale" : ""} (${costColumn.more_is_better ? "more" : "less"} is better)`),
     svg("text", { class: "title", "text-anchor": "middle", transform: `translate(13 ${middle}) rotate(-90)` },
       `${scoreColumn.label} (more is better)`),
-    svg("path", { class: "front", d: `${stairs.join("")}H${costColumn.more_is_better ? plot.left : plot.right}` }),
+    front.length
+      ? svg("path", { class: "front", d: `${stairs.join("")}H${costColumn.more_is_better ? plot.left : plot.right}` })
+      : null,
     ...points.map((point) => {
       const place = { left: left.get(point), y, onFront: front.includes(point) };
       return mark(point, place, look(point.run), choose, scoreColumn, costColumn);

@@ -81,8 +81,12 @@ function sampleCard(sample, number, runs, found) {
         prediction ? prediction.text || "(nothing)" : "not among this run's samples in this page"),
       scores ? html("div", { class: "scores" }, scores.map(([name, score]) => `${name} ${figure(score, 3)}`).join("  ")) : null);
   });
+  const about = (who, text) => html("div", { class: "answer asked" },
+    html("div", { class: "who" }, who), html("div", { class: "text", dir: "auto" }, text));
   return html("div", { class: "sample" },
-    html("p", {}, html("strong", {}, "references: "), html("bdi", {}, sample.references.join(" | ") || "none"),
-      html("span", { class: "interval" }, ` (${sample.id})`)),
-    html("div", { class: "answers" }, ...answers));
+    html("div", { class: "interval" }, sample.id),
+    html("div", { class: "answers" },
+      sample.question ? about("question", sample.question) : null,
+      about("references", sample.references.join(" | ") || "none"),
+      ...answers));
 }

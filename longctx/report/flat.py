@@ -27,10 +27,7 @@ def csv_text(runs: Runs) -> str:
     for path, run in runs:
         meta = run["run_meta"]
         about = {key: meta[key] for key in _META} | {"device": meta["device"].get("name")}
-        about |= {
-            name: config.text_of(tuple(value) if isinstance(value, list) else value)
-            for name, value in meta["variables"].items()
-        }
+        about |= {name: config.text_of(value) for name, value in meta["variables"].items()}
         for summary in run["ctx_summaries"]:
             missing = {"missing": outcomes.missing(summary), "file": printable(str(path))}
             rows.append(_flat(summary) | about | missing)
@@ -70,7 +67,7 @@ def markdown(runs: Runs) -> str:
     """
     summaries = [(run["run_meta"], summary) for _, run in runs for summary in run["ctx_summaries"]]
     # No groups: too wide.
-    known = tables.figures_of([run for _, run in runs])
+    known = tables.lines_of([run for _, run in runs])
     figures = [
         (path[0], decimals)
         for _, path, decimals in known
@@ -83,8 +80,8 @@ def markdown(runs: Runs) -> str:
         cells = [meta["task"], meta["model"], run]
         cells += [f"{summary['context_tokens']:,}", outcomes.samples(summary)]
         chance = f"(cannot be told from guessing, {summary.get('chance')})"
-        cells += [tables.plain_cell(summary, (key,), digits, chance) for key, digits in figures]
-        lines.append([_escaped(cell) for cell in cells])
+        cells += [tables.cell(summary, (key,), digits, chance) for key, digits in figures]
+        lines.append(list(map(_escaped, cells)))
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     names = [f"{meta['model']}, {tables.label(meta)}" for meta in (r["run_meta"] for _, r in runs)]
     captions = tables.captions([run for _, run in runs], names)

@@ -9,7 +9,8 @@ const FILTERS = [
 
 function main() {
   const data = JSON.parse(byId("data").textContent);
-  const chart = { scope: null, score: null, costs: data.chart_costs };
+  const chart = { scope: null, score: null, costs: data.chart_costs, series: null, lengthCosts: data.length_costs };
+  const sweep = { group: Math.max(0, data.groups.findIndex((group) => group.all_lengths)), method: "", depthRun: null };
   const view = { onlyDifferences: true, onlyOther: false, context: null, shown: PAGE };
   const filters = {};
   let words = [];
@@ -65,7 +66,7 @@ function main() {
     for (const row of data.rows) {
       const { task, device } = runOf(row);
       const key = JSON.stringify([task, row.data, device, row.context_tokens]);
-      const name = `${task}, ${figure(row.context_tokens, 0)} tokens, ${row.asked} samples, ${device}`;
+      const name = `${runOf(row).data}, ${figure(row.context_tokens, 0)} tokens, ${row.asked} samples, ${device}`;
       if (!found.has(key)) found.set(key, { key, name, rows: [] });
       // An older run that was out of memory knows of no samples; another one does.
       if (row.asked && !found.get(key).rows.some((other) => other.asked)) found.get(key).name = name;
@@ -73,6 +74,9 @@ function main() {
     }
     const all = [...found.values()];
     const isUsed = (name) => all.filter((scope) => scope.name === name).length > 1;
+    // The most telling first; those without a full cache to compare with last, the largest first.
+    const rank = (scope) => Math.min(...scope.rows.map((row) => (row.telling ? row.telling[0] : Infinity)));
+    all.sort((a, b) => (rank(a) === rank(b) ? b.rows.length - a.rows.length : rank(a) - rank(b)));
     return all.map((scope) => ({ ...scope, name: isUsed(scope.name) ? `${scope.name}, data ${scope.rows[0].data}` : scope.name }));
   }
 
@@ -92,8 +96,7 @@ function main() {
       return;
     }
     const shownRows = (scope) => scope.rows.filter(isVisible);
-    const scope = drawable.find(({ key }) => key === chart.scope) ||
-      drawable.reduce((best, other) => (shownRows(other).length > shownRows(best).length ? other : best));
+    const scope = drawable.find(({ key }) => key === chart.scope) || drawable[0];
     const rows = shownRows(scope);
     const usable = scores.filter(({ key }) => rows.some((row) => row.figures[key] !== undefined));
     const score = usable.find(({ key }) => key === chart.score) || usable[0];
@@ -121,6 +124,86 @@ function main() {
     markChosen(isChosen);
   }
 
+  /** Runs that can stand in one chart against length, those of most points first. */
+  function allSeries(rows) {
+    const found = new Map();
+    for (const row of rows) {
+      const { task, model, device } = runOf(row);
+      const key = JSON.stringify([task, model, device]);
+      if (!found.has(key)) found.set(key, { key, name: [task, model, device].join(", "), rows: [], lengths: new Set() });
+      found.get(key).rows.push(row);
+      found.get(key).lengths.add(row.context_tokens);
+    }
+    return [...found.values()].sort((a, b) => b.lengths.size - a.lengths.size || b.rows.length - a.rows.length);
+  }
+
+  function drawLengthCharts() {
+    const measured = costs.filter(({ key }) => data.rows.some((row) => isVisible(row) && row.figures[key] !== undefined));
+    const series = allSeries(data.rows.filter(isVisible).filter((row) => costs.some(({ key }) => row.figures[key] !== undefined)));
+    if (!series.length) {
+      byId("length-controls").replaceChildren();
+      byId("lengths").replaceChildren(html("p", { class: "empty" }, "No cost was measured in the runs that are shown."));
+      return;
+    }
+    const one = series.find(({ key }) => key === chart.series) || series[0];
+    byId("length-controls").replaceChildren(select("runs", series.map(({ key, name }) => [key, name]), one.key,
+      (value) => { chart.series = value; drawLengthCharts(); }));
+    const room = byId("lengths").clientWidth;
+    const columns = Math.max(1, Math.min(chart.lengthCosts.length, Math.floor((room + 16) / (350 + 16))));
+    const width = Math.max(300, Math.floor((room - 16 * (columns - 1)) / columns));
+    byId("lengths").replaceChildren(...chart.lengthCosts.map((wanted, place) => {
+      const cost = measured.find(({ key }) => key === wanted) || measured.find(({ key }) => key === data.chart_costs[0]) || measured[0];
+      const lines = [...new Set(one.rows.map((row) => row.run))].map((number) => ({
+        run: data.runs[number],
+        points: one.rows.filter((row) => row.run === number && row.figures[cost.key] !== undefined)
+          .map((row) => ({ row, length: row.context_tokens, value: row.figures[cost.key] }))
+          .sort((a, b) => a.length - b.length),
+      })).filter((line) => line.points.length);
+      return html("figure", {},
+        select("cost", measured.map(({ key, label }) => [key, label]), cost.key, (value) => { chart.lengthCosts[place] = value; drawLengthCharts(); }),
+        lines.length
+          ? drawLengths(lines, cost, width, look, choose)
+          : html("p", { class: "empty" }, "Not measured in the runs that are shown."));
+    }));
+    markChosen(isChosen);
+  }
+
+  /** Show the table of a group, and what of it a map can show. */
+  function drawSweep() {
+    const group = data.groups[sweep.group];
+    byId("sweep-section").hidden = !group;
+    if (!group) return;
+    const both = (full, other) => {
+      chosen = [full, other];
+      view.shown = PAGE;
+      drawChosen();
+    };
+    byId("sweep-controls").replaceChildren(select("runs", data.groups.map(({ name }, place) => [String(place), name]),
+      String(sweep.group), (value) => { sweep.group = Number(value); drawSweep(); }));
+    byId("sweep").replaceChildren(sweepTable(group, both));
+    const tasks = taskMap(data, sweep.method);
+    const named = new Map([[group.full, "full cache"], ...group.choices.map((choice) => [choice.run, nameOf(choice)])]);
+    const depths = [...named.keys()].filter((number) => group.depths[number]);
+    const [best] = group.best.map((place) => group.choices[place].run);
+    const run = [sweep.depthRun, best, depths[0]].find((number) => depths.includes(number));
+    byId("heats").replaceChildren(...[
+      tasks && html("div", {}, html("h3", {}, "Share of the full cache's score"),
+        select("method", [["", "the best of each cell"], ...heatMethods(data).map((name) => [name, name])], sweep.method,
+          (value) => { sweep.method = value; drawSweep(); }),
+        html("div", { class: "scroll" }, tasks)),
+      depths.length ? html("div", {}, html("h3", {}, "Where in the text the answer stands"),
+        select("run", depths.map((number) => [String(number), named.get(number)]),
+          String(run), (value) => { sweep.depthRun = Number(value); drawSweep(); }),
+        html("div", { class: "scroll" }, depthMap(group, run))) : null,
+    ].filter(Boolean));
+  }
+
+  function openGroup(group) {
+    sweep.group = data.groups.indexOf(group);
+    drawSweep();
+    byId("sweep-section").scrollIntoView();
+  }
+
   function drawLegend(runs) {
     const entry = (paint, shape, text) => html("span", {},
       svg("svg", { viewBox: "-8 -8 16 16", "aria-hidden": "true" }, svg("path", { d: SHAPES[shape], fill: paint })), text);
@@ -142,6 +225,7 @@ function main() {
       missingText(visible.filter((row) => row.missing));
     hideTooltip();
     drawCharts();
+    drawLengthCharts();
   }
 
   function drawChosen() {
@@ -152,6 +236,8 @@ function main() {
 
   /** A run with the full cache and one that is otherwise the same, so that there is a comparison to look at. */
   function firstChoice() {
+    const [group] = data.groups;
+    if (group && group.choices.length) return [group.full, (group.choices[group.best[0]] || group.choices[0]).run];
     const same = (one, two) => ["attn", "quant_mode", "dtype", "model"].every((key) => one[key] === two[key]);
     for (const scope of allScopes) {
       const fulls = scope.rows.filter((row) => runOf(row).kv_mode === "none");
@@ -167,10 +253,13 @@ function main() {
   const different = (key) => [...new Set(data.runs.map((run) => run[key]))].join(", ");
   byId("about").textContent = `Runs: ${figure(data.runs.length, 0)}. Data: ${different("task")}. Models: ${different("model")}.`;
   drawFilters();
+  byId("answer").replaceChildren(...answerTable(data, openGroup));
+  drawSweep();
   chosen = firstChoice();
   draw();
   drawChosen();
   new ResizeObserver(() => drawCharts()).observe(byId("charts"));
+  new ResizeObserver(() => drawLengthCharts()).observe(byId("lengths"));
 }
 
 /** What the mark of partial cells means, with each reason once; nothing where no row has it. */

@@ -8,20 +8,24 @@ the one script and the one style run whose hashes it names.
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from longctx import config, figures, outcomes, paired, run_differences, tables
+from longctx import choice_tables, config, figures, outcomes, paired, run_differences, tables
 from longctx.console import printable
 from longctx.load_results import FullResults
+from longctx.report import sweeps
 
 Runs = Sequence[tuple[Path, FullResults]]
 
 # In the order in which they are joined.
-_SCRIPTS = ("dom.js", "chart.js", "table.js", "details.js", "page.js")
+_SCRIPTS = (
+    *("dom.js", "chart.js", "lengths.js", "answers.js", "heat.js", "table.js"),
+    *("details.js", "page.js"),
+)
 _MAX_CHARACTERS = 2000
 
 
@@ -58,7 +62,7 @@ def _hash(text: str) -> str:
 
 
 def _data(runs: Runs, samples: int) -> dict[str, Any]:
-    """What the script reads as DATA: columns, runs, rows (a run and context), samples."""
+    """What the script reads as DATA: columns, runs, rows (a run and context), samples, groups."""
     scores = dict.fromkeys(name for _, run in runs for name in run["run_meta"]["score_names"])
     costs = {
         figure.summary_keys[0]: figure
@@ -69,50 +73,83 @@ def _data(runs: Runs, samples: int) -> dict[str, Any]:
         {"key": key, "label": name, "decimals": decimals,
          "cost": key in costs, "score": key in scores,
          "more_is_better": key not in costs or costs[key].higher_is_better}
-        for name, (key, *of_group), decimals in tables.figures_of([run for _, run in runs])
+        for name, (key, *of_group), decimals in tables.lines_of([run for _, run in runs])
         if not of_group
     ]  # fmt: skip
     metas = [run["run_meta"] for _, run in runs]
     sample_numbers: dict[tuple[Any, ...], int] = {}
-    data_names = _data_names(runs)
+    questions: dict[tuple[Any, ...], Any] = {}
+    data_names = paired.data_names([run for _, run in runs])
+    groups = sweeps.groups([run for _, run in runs])
+    telling = _telling(groups)
     entries, rows = [], []
-    for number, ((path, run), label) in enumerate(zip(runs, _labels(metas), strict=True)):
+    for number, ((path, run), names) in enumerate(zip(runs, _labels(metas), strict=True)):
         predictions = {}
         for summary in run["ctx_summaries"]:
             context_tokens = summary["context_tokens"]
+            shown = list(paired.samples_at(run, context_tokens).values())[:samples]
+            questions |= {_identity(s): s["question"] for s in shown if s.get("question")}
             predictions[context_tokens] = [
                 {
-                    "sample": sample_numbers.setdefault(
-                        (sample["sample_id"], *sample["references"]), len(sample_numbers)
-                    ),
+                    "sample": sample_numbers.setdefault(_identity(sample), len(sample_numbers)),
                     "text": sample["prediction"][:_MAX_CHARACTERS],
                     "scores": {name: sample.get(name) for name in scores},
                 }
-                for sample in list(paired.samples_at(run, context_tokens).values())[:samples]
+                for sample in shown
             ]
-            rows.append(
-                {
-                    "run": number,
-                    "context_tokens": context_tokens,
-                    "data": data_names[number, context_tokens],
-                    "n": summary["total_count"],
-                    "asked": summary.get("n_asked", summary["total_count"]),
-                    "samples": outcomes.samples(summary),
-                    "missing": outcomes.missing(summary),
-                    "oom": tables.is_out_of_memory(summary),
-                    "guessing": tables.guessing(summary),
-                    "figures": _figures(summary, [column["key"] for column in columns]),
-                }
-            )
-        entries.append(_entry(path, run["run_meta"], label) | {"predictions": predictions})
+            about = {
+                "run": number,
+                "data": data_names[number, context_tokens],
+                "telling": telling.get((number, context_tokens)),
+            }
+            rows.append(about | _row(summary, [column["key"] for column in columns]))
+        entries.append(_entry(path, run["run_meta"], names) | {"predictions": predictions})
     return {
         "columns": columns,
         "chart_costs": [figures.named(key).summary_keys[0] for key in figures.QUALITY_AGAINST],
+        "length_costs": [figures.named(key).summary_keys[0] for key in figures.AGAINST_LENGTH],
         "statistics": figures.statistics_shown(),
         "runs": entries,
         "rows": rows,
-        "samples": [{"id": key[0], "references": key[1:]} for key in sample_numbers],
+        "samples": [
+            {
+                "id": key[0],
+                "references": key[1:],
+                "question": str(questions.get(key, ""))[:_MAX_CHARACTERS],
+            }
+            for key in sample_numbers
+        ],
+        "groups": groups,
     }
+
+
+def _row(summary: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {
+        "context_tokens": summary["context_tokens"],
+        "n": summary["total_count"],
+        "asked": summary.get("n_asked", summary["total_count"]),
+        "samples": outcomes.samples(summary),
+        "missing": outcomes.missing(summary),
+        "oom": tables.is_out_of_memory(summary),
+        "guessing": tables.guessing(summary),
+        "figures": _figures(summary, keys),
+    }
+
+
+def _identity(sample: dict[str, Any]) -> tuple[str, ...]:
+    """What tells samples apart; older results have no question."""
+    return (sample["sample_id"], *sample["references"])
+
+
+def _telling(groups: Sequence[dict[str, Any]]) -> dict[tuple[int, int], tuple[int, bool]]:
+    """(run, context length) -> place of its group among the most telling ones, and `told`."""
+    found: dict[tuple[int, int], tuple[int, bool]] = {}
+    for place, group in enumerate(groups):
+        if not group["all_lengths"]:
+            (length,) = group["lengths"]
+            for run in (group["full"], *(choice["run"] for choice in group["choices"])):
+                found.setdefault((run, length), (place, group["told"]))
+    return found
 
 
 def _figures(summary: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -121,21 +158,19 @@ def _figures(summary: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {name: summary[name] for name in wanted if summary.get(name) is not None}
 
 
-def _entry(path: Path, meta: dict[str, Any], label: str) -> dict[str, Any]:
+def _entry(path: Path, meta: dict[str, Any], labels: tuple[str, str]) -> dict[str, Any]:
     values = meta["variables"]
-    settings = {
-        name: config.text_of(tuple(value) if isinstance(value, list) else value)
-        for name, value in values.items()
-    }
-    about = {f"device {name}": value for name, value in meta["device"].items()}
+    about = values | {f"device {name}": value for name, value in meta["device"].items()}
     about |= {f"{phase} kernel": name for phase, name in (meta.get("kernel") or {}).items()}
     about |= {f"version of {name}": value for name, value in meta["versions"].items()}
     about |= {key.replace("_", " "): meta[key] for key in ("prompt_format", "data_fingerprint")}
     about["git commit"] = meta["git_commit"]
     return {
-        "label": label,
+        "label": labels[0],
+        "short": labels[1],
         "run_id": meta["run_id"],
         "task": meta["task"],
+        "data": choice_tables.task_name(meta["task"], str(values.get("DATASET_ID") or "")),
         "model": meta["model"],
         "attn": values["ATTN_IMPL"],
         "kv_mode": values["KV_MODE"],
@@ -144,38 +179,18 @@ def _entry(path: Path, meta: dict[str, Any], label: str) -> dict[str, Any]:
         "device": str(meta["device"].get("name", "unknown")),
         "command": str(meta.get("command", "")),
         "file": printable(str(path)),
-        "settings": settings | {name: config.text_of(value) for name, value in about.items()},
+        "settings": {name: config.text_of(value) for name, value in about.items()},
     }
 
 
-def _labels(metas: Sequence[dict[str, Any]]) -> list[str]:
-    """Short labels; task, model and device stand in columns of their own."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for number, meta in enumerate(metas):
-        key = (meta["task"], meta["model"], str(meta["device"].get("name")))
-        groups.setdefault(key, []).append(number)
-    labels: dict[int, str] = {}
-    for numbers in groups.values():
-        mine = run_differences.labels([metas[number] for number in numbers])
-        labels |= dict(zip(numbers, mine, strict=True))
-    return [labels[number] for number in range(len(metas))]
-
-
-def _data_names(runs: Runs) -> dict[tuple[int, int], str]:
-    """(run, context length) -> a name that is the same where the samples are the same.
-
-    The fingerprint of the data, or that of another run of which all that is known of the samples is
-    the same: older versions made other fingerprints.
-    """
-    first_with: dict[tuple[Any, ...], str] = {}
-    names = {}
-    for number, (_, run) in enumerate(runs):
-        fingerprint = run["run_meta"]["data_fingerprint"]
-        for summary in run["ctx_summaries"]:
-            context_tokens = summary["context_tokens"]
-            samples = paired.samples_at(run, context_tokens).values()
-            known = tuple(map(paired.identity, samples))
-            names[number, context_tokens] = (
-                first_with.setdefault(known, fingerprint) if known else fingerprint
-            )
-    return names
+def _labels(metas: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """A label and its short form; task, model and device stand in columns of their own."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    keys = [(meta["task"], meta["model"], str(meta["device"].get("name"))) for meta in metas]
+    for key, meta in zip(keys, metas, strict=True):
+        groups.setdefault(key, []).append(meta)
+    labels: dict[tuple[str, ...], Iterator[tuple[str, str]]] = {}
+    for about, group in groups.items():
+        full = run_differences.labels(group)
+        labels[about] = iter(zip(full, run_differences.short(full), strict=True))
+    return [next(labels[key]) for key in keys]

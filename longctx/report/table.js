@@ -71,7 +71,7 @@ function tableColumns(data) {
   const several = (key) => new Set(data.runs.map((run) => run[key])).size > 1;
   const measured = (key) => data.rows.some((row) => row.figures[key] !== undefined);
   return [
-    { ...ofRun("label", "run"), first: true },
+    { ...ofRun("short", "run"), first: true },
     ...["task", "model"].filter(several).map((key) => ofRun(key, key)),
     { key: "context_tokens", label: "context", decimals: 0, value: (row) => row.context_tokens },
     { key: "n", label: "samples", value: (row) => row.n, show: (row) => row.samples },
@@ -88,7 +88,7 @@ function tableRow(row, data, columns, choose) {
   const cells = columns.map((column) => {
     const value = column.value(row);
     if (column.first) {
-      return html("th", { scope: "row", class: "first", title: run.run_id },
+      return html("th", { scope: "row", class: "first", title: `${run.label}\n${run.run_id}` },
         html("label", {}, box, ` ${value}`));
     }
     if (column.text) return html("td", { class: "value", title: value }, value);

@@ -21,14 +21,13 @@ from longctx.synthetic._village import (
 
 @dataclass(frozen=True)
 class _Plot:
-    """The one fact that is asked for, and what must not be said elsewhere."""
+    """The one fact that is asked for, and the thing that must not be told of elsewhere."""
 
     key_sentence: str
-    earlier_sentence: str | None
     question: str
     answers: tuple[str, ...]
-    thing: str | None
-    depth: float
+    thing: str | None = None
+    earlier_sentence: str = ""
 
 
 def stories(
@@ -57,7 +56,7 @@ def pass_keys(
 
 
 def _records(
-    plot_of: Callable[[random.Random, float], _Plot],
+    plot_of: Callable[[random.Random], _Plot],
     seed: int,
     count: int,
     document_tokens: int,
@@ -67,8 +66,8 @@ def _records(
     records = []
     for number, depth in enumerate(spread_depths(seed, count)):
         rng = random.Random(f"{seed}/{number}")
-        plot = plot_of(rng, depth)
-        sentences, key_at = _tell(rng, plot, document_tokens, tokens_of)
+        plot = plot_of(rng)
+        sentences, key_at = _tell(rng, plot, depth, document_tokens, tokens_of)
         records.append(_record(f"synthetic-{seed}-{number:04d}", plot, sentences, key_at))
     return records
 
@@ -102,7 +101,7 @@ def _record(name: str, plot: _Plot, sentences: list[str], key_at: int) -> dict[s
     }
 
 
-def _plot(rng: random.Random, depth: float) -> _Plot:
+def _plot(rng: random.Random) -> _Plot:
     person, other = rng.sample(PEOPLE, 2)
     thing = rng.choice(THINGS)
     place, former = rng.sample(PLACES, 2)
@@ -110,20 +109,16 @@ def _plot(rng: random.Random, depth: float) -> _Plot:
     if kind == "left":
         return _Plot(
             key_sentence=f"{person} left the {thing} in the {place}.",
-            earlier_sentence=None,
             question=f"Where did {person} leave the {thing}?",
             answers=(f"in the {place}", f"The {place}."),
             thing=thing,
-            depth=depth,
         )
     if kind == "gave":
         return _Plot(
             key_sentence=f"{person} gave the {thing} to {other}.",
-            earlier_sentence=None,
             question=f"Who gave the {thing} to {other}?",
             answers=(person, f"{person} gave it to {other}."),
             thing=thing,
-            depth=depth,
         )
     return _Plot(
         key_sentence=f"{person} took the {thing} from the {former} to the {place}.",
@@ -131,30 +126,26 @@ def _plot(rng: random.Random, depth: float) -> _Plot:
         question=f"Where was the {thing} at the end?",
         answers=(f"in the {place}", f"The {place}."),
         thing=thing,
-        depth=depth,
     )
 
 
-def _pass_key(rng: random.Random, depth: float) -> _Plot:
+def _pass_key(rng: random.Random) -> _Plot:
     key = str(rng.randrange(10_000, 100_000))
-    return _Plot(
-        key_sentence=f"The pass key is {key}.",
-        earlier_sentence=None,
-        question="What is the pass key?",
-        answers=(key,),
-        thing=None,
-        depth=depth,
-    )
+    return _Plot(f"The pass key is {key}.", "What is the pass key?", answers=(key,))
 
 
 def _tell(
-    rng: random.Random, plot: _Plot, document_tokens: int, tokens_of: Callable[[str], int]
+    rng: random.Random,
+    plot: _Plot,
+    depth: float,
+    document_tokens: int,
+    tokens_of: Callable[[str], int],
 ) -> tuple[list[str], int]:
     """The story's sentences and the index of the key sentence."""
     needed = [plot.earlier_sentence] if plot.earlier_sentence else []
     room = document_tokens - sum(tokens_of(text) for text in [*needed, plot.key_sentence])
     filler = everyday_life(rng, plot.thing, room, tokens_of)
-    key_at = round(plot.depth * len(filler))
+    key_at = round(depth * len(filler))
     earlier_at = rng.randint(0, key_at)
     sentences = [*filler[:earlier_at], *needed, *filler[earlier_at:key_at]]
     return [*sentences, plot.key_sentence, *filler[key_at:]], len(sentences)

@@ -57,13 +57,16 @@ class _Author:
 
 
 @dataclass(frozen=True)
-class _Question:
-    """facts: (title, its sentences, index of the one that the answer rests on)."""
+class Question:
+    """A question about paragraphs.
+
+    facts: (title, its sentences, index of the one that the answer rests on).
+    """
 
     text: str
     answer: str
     type: str
-    facts: tuple[tuple[str, list[str], int], tuple[str, list[str], int]]
+    facts: tuple[tuple[str, list[str], int], ...]
 
 
 def two_hop(
@@ -85,8 +88,8 @@ def two_hop(
     records = []
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
-        names = _Names(rng)
-        question = _bridge(rng, names) if number % 2 == 0 else _comparison(rng, names, number)
+        names = Names(rng)
+        question = bridge(rng, names) if number % 2 == 0 else comparison(rng, names, number)
         facts = list(question.facts)
         rng.shuffle(facts)
         paragraphs = [(title, sentences) for title, sentences, _ in facts]
@@ -126,7 +129,7 @@ def _spaced(sentences: list[str]) -> list[str]:
     return [sentences[0], *(f" {sentence}" for sentence in sentences[1:])]
 
 
-class _Names:
+class Names:
     """Names of which none is given twice in a record."""
 
     def __init__(self, rng: random.Random):
@@ -162,7 +165,8 @@ def _work_sentences(kind: str, title: str, author: _Author) -> list[str]:
     return [f'"{title}" is a {kind}.', f"It was {_KINDS[kind]} by {author.name}."]
 
 
-def _bridge(rng: random.Random, names: _Names) -> _Question:
+def bridge(rng: random.Random, names: Names) -> Question:
+    """A question about the author of a work that is named."""
     kind, title, author = rng.choice(tuple(_KINDS)), names.work(), names.author()
     who = f'the person by whom the {kind} "{title}" was {_KINDS[kind]}'
     text, answer, index = rng.choice(
@@ -176,10 +180,11 @@ def _bridge(rng: random.Random, names: _Names) -> _Question:
         (title, _work_sentences(kind, title, author), 1),
         (author.name, author.sentences(), index),
     )
-    return _Question(text, answer, "bridge", facts)
+    return Question(text, answer, "bridge", facts)
 
 
-def _comparison(rng: random.Random, names: _Names, number: int) -> _Question:
+def comparison(rng: random.Random, names: Names, number: int) -> Question:
+    """A question about two authors; `number` decides whether it is answered by a name."""
     one, other = names.author(), names.author()
     # Every second one is answered by yes or no, as often by the one as by the other.
     if number % 4 == 1:
@@ -194,28 +199,28 @@ def _comparison(rng: random.Random, names: _Names, number: int) -> _Question:
         text = f"Were {one.name} and {other.name} born in the same town?"
         answer = "yes" if same else "no"
     facts = tuple((author.name, author.sentences(), 0) for author in (one, other))
-    return _Question(text, answer, "comparison", (facts[0], facts[1]))
+    return Question(text, answer, "comparison", (facts[0], facts[1]))
 
 
-def _others(
-    rng: random.Random,
-    names: _Names,
-    room: int,
-    tokens_of: Callable[[int, str, list[str]], int],
-) -> Iterator[tuple[str, list[str]]]:
-    """Paragraphs of other works and authors, as many as `room` tokens hold."""
-    place = 2
+def endless_paragraphs(rng: random.Random, names: Names) -> Iterator[tuple[str, list[str]]]:
+    """Title and sentences of works and their authors, in turn."""
     while True:
         kind, title, author = rng.choice(tuple(_KINDS)), names.work(), names.author()
         for heading, sentences in (
             (title, _work_sentences(kind, title, author)),
             (author.name, author.sentences()),
         ):
-            place += 1
-            told = [*sentences, *rng.sample(_REMARKS, rng.randint(0, 2))]
-            while told and tokens_of(place, heading, told) > room:
-                told.pop()
-            if not told:
-                return
-            room -= tokens_of(place, heading, told)
-            yield heading, told
+            yield heading, [*sentences, *rng.sample(_REMARKS, rng.randint(0, 2))]
+
+
+def _others(
+    rng: random.Random, names: Names, room: int, tokens_of: Callable[[int, str, list[str]], int]
+) -> Iterator[tuple[str, list[str]]]:
+    """Paragraphs of other works and authors, as many as `room` tokens hold."""
+    for place, (heading, told) in enumerate(endless_paragraphs(rng, names), start=3):
+        while told and tokens_of(place, heading, told) > room:
+            told.pop()
+        if not told:
+            return
+        room -= tokens_of(place, heading, told)
+        yield heading, told

@@ -40,7 +40,7 @@ def everyday_life(
 ) -> list[str]:
     """Sentences of at most `room` tokens in all, in which the asked thing never occurs."""
     told: list[str] = []
-    for sentence in _endless_life(rng, asked_thing):
+    for sentence in endless_life(rng, asked_thing):
         room -= tokens_of(sentence)
         if room < 0:
             break
@@ -48,7 +48,8 @@ def everyday_life(
     return told
 
 
-def _endless_life(rng: random.Random, asked_thing: str | None) -> Iterator[str]:
+def endless_life(rng: random.Random, asked_thing: str | None = None) -> Iterator[str]:
+    """Sentences without end, in which the asked thing never occurs."""
     things = [thing for thing in THINGS if thing != asked_thing]
     place_of = {thing: rng.choice(PLACES) for thing in things}
     while True:
