@@ -61,7 +61,7 @@ def test_a_streamer_gets_the_prompt_and_each_token():
 
 def test_what_cannot_be_is_told():
     model, inputs = tiny(), inputs_of([9])
-    with pytest.raises(ValueError, match="expected_attention, keydiff, l2"):
+    with pytest.raises(ValueError, match="h2o, keydiff"):
         kv_compression.generate(model, inputs, method="magic")
     with pytest.raises(TypeError, match="window"):
         kv_compression.generate(model, inputs, method="l2", window=3)

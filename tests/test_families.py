@@ -132,9 +132,13 @@ def four_bit_weights(name):
         None, config=copy.deepcopy(plain.config), state_dict=plain.state_dict(), dtype="float32",
         quantization_config=config, device_map="cpu",
     )  # fmt: skip
+    layers = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    for layer in layers:
+        # Where a processor has AVX512-BF16 its products take none but whole blocks of 64 channels.
+        layer.support_avx512bf16_for_cpu = False
     input_ids, mask, _ = list(requests())[1]
     answers = generate(model, input_ids, mask, backend="eager", max_new_tokens=3).new_tokens
-    assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    assert layers
     output = model.generate(
         input_ids, attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0
     )
