@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from kv_compression import methods
+from kv_compression import budgets, methods
 from kv_compression.attention import Backend, backend, features, names
 from kv_compression.cache import PrunedCache
 from kv_compression.layer import PrunedLayer
@@ -98,6 +98,8 @@ class _Active:
         """The output, (B, Q, Hq, D), and the kernel that ran."""
         if layer.kind.chunk is not None:
             return self._in_text_chunks(layer, query, key, value, scaling, extras)
+        if layer.ragged is not None:
+            return self._by_head(layer, query, scaling, extras)
         layout = self._layout(layer, query, key)
         return self.backend.attend(query, key, value, layout, scaling, **extras)
 
@@ -135,6 +137,35 @@ class _Active:
                 first = end
         return output, kernel
 
+    def _by_head(
+        self, layer: PrunedLayer, query: torch.Tensor, scaling: float, extras: dict[str, Any]
+    ) -> tuple[torch.Tensor, str]:
+        """The same where heads store different numbers of tokens: each by itself.
+
+        So every backend reads what is stored where it lies, and no head another one's padding.
+        """
+        assert layer.ragged is not None
+        batch, query_heads, query_len, _ = query.shape
+        heads, new_tokens = layer.values.shape[1:3]
+        group = query_heads // heads
+        output = query.new_zeros(batch, query_len, query_heads, layer.values.shape[-1])
+        sinks, kernel = extras.get("sinks"), ""
+        for row, padding in enumerate(self.cache.incoming.left_padding or (0,) * batch):
+            first = max(0, padding - (new_tokens - query_len))  # of the row's queries
+            if first == query_len:
+                continue
+            for head in range(heads):
+                mine = slice(head * group, (head + 1) * group)
+                key, value = layer.ragged.read(row, head)
+                if sinks is not None:
+                    extras = {**extras, "sinks": sinks[mine]}
+                states = query[row, None, mine, first:]
+                layout = Layout(None, query_len - first, key.shape[2], query.device)
+                output[row, None, first:, mine], kernel = self.backend.attend(
+                    states, key, value, layout, scaling, **extras
+                )
+        return output, kernel
+
     def _layout(self, layer: PrunedLayer, query: torch.Tensor, key: torch.Tensor) -> Layout:
         """The layer's layout, shared by all layers that have the same one."""
         left_padding, window = layer.read_left_padding, layer.kind.window
@@ -170,7 +201,10 @@ def use_attention(
     chosen = backend(chosen) if isinstance(chosen, str) else chosen
     chosen.check(model.device.type, model.dtype)
     pruning = next((layer.pruning for layer in cache.attention_layers if layer.pruning), None)
-    if pruning and (problem := methods.reason_unsupported(pruning.method, model)):
+    if pruning and (
+        problem := methods.reason_unsupported(pruning.method, model)
+        or budgets.reason_unsupported(pruning.budget, model)
+    ):
         raise ValueError(problem)
     kernels: dict[str, set[str]] = {"prefill": set(), "decode": set()}
     needs_rotation = any(layer.needs_rotation for layer in cache.attention_layers)

@@ -27,6 +27,7 @@ from kv_compression.layer import PrunedLayer, PrunedLayerWithState
 from kv_compression.layer_kinds import FULL, LayerKind
 from kv_compression.measure import Stopwatch
 from kv_compression.methods.l2 import Method as L2
+from kv_compression.model_pool import ModelPool
 from kv_compression.pruning import Pruning, check_skip_layers
 from kv_compression.selection import padding_or_none
 from kv_compression.storage import KeyValue
@@ -72,7 +73,8 @@ class PrunedCache(DynamicCache):
         length (see `rope_length`).
     The other arguments are those of PrunedLayer; layers in `pruning.skip_layers` store everything.
     Raises ValueError when `skip_layers` names a layer that does not exist, and for `prune_every`
-    together with `kv_bits`.
+    together with `kv_bits`, or with a
+    budget that layers compete for.
     """
 
     layer_class: type[PrunedLayer] = PrunedLayer
@@ -90,24 +92,35 @@ class PrunedCache(DynamicCache):
     ):
         if kv_bits is not None and pruning is not None and pruning.prune_every is not None:
             raise ValueError("a quantized cache is not pruned again: prune_every excludes kv_bits")
+        if pruning is not None and pruning.budget.pool == "model" and pruning.prune_every:
+            raise ValueError("layers compete for tokens once: prune_every excludes such a budget")
         kinds = [FULL] * kinds if isinstance(kinds, int) else kinds
         skipped = pruning.skip_layers if pruning else ()
         check_skip_layers(skipped, len(kinds))
+        pruned = [
+            layer_idx
+            for layer_idx, kind in enumerate(kinds)
+            if pruning is not None and kind.is_full and layer_idx not in skipped
+        ]
+        pool = ModelPool(len(pruned)) if pruning and pruning.budget.pool == "model" else None
         layers: list[Any] = []
         for layer_idx, kind in enumerate(kinds):
             if not kind.stores_tokens:
                 layers.append(LinearAttentionLayer(number_of_states=kind.states))
                 continue
             layer_class = PrunedLayerWithState if kind.states else self.layer_class
+            place = pruned.index(layer_idx) if layer_idx in pruned else 0
             layers.append(
                 layer_class(
-                    pruning if kind.is_full and layer_idx not in skipped else None,
+                    pruning if layer_idx in pruned else None,
                     left_padding=left_padding,
                     reserve_tokens=reserve_tokens,
                     stopwatch=stopwatch,
                     layer_idx=layer_idx,
                     kv_bits=kv_bits if kind.is_full else None,
                     kind=kind,
+                    place=(place, len(pruned)),
+                    pool=pool,
                 )
             )
         Cache.__init__(self, layers=layers)
@@ -144,7 +157,10 @@ class PrunedCache(DynamicCache):
         for layer in self.attention_layers:
             left_padding = list(layer.left_padding or (0,) * layer.keys.shape[0])
             for row in rows:
-                left_padding[row] = layer.stored_tokens
+                if layer.ragged is not None:
+                    layer.ragged.hide(row)
+                else:
+                    left_padding[row] = layer.stored_tokens
             layer.left_padding = padding_or_none(left_padding)
 
     def expect(self, **changes: Any) -> None:
@@ -155,12 +171,11 @@ class PrunedCache(DynamicCache):
         """What is held, once the prompt was read."""
         full = window = state = unpruned = 0
         for layer in self.attention_layers:
-            held = layer.storage.nbytes if layer.storage is not None else 0
             if layer.kind.is_full:
-                full += held
+                full += layer.stored_bytes
                 unpruned += layer.unpruned_bytes()
             else:
-                window += held
+                window += layer.stored_bytes
         for held_layer in self.layers:
             if isinstance(held_layer, LinearAttentionCacheLayerMixin):
                 states = (*held_layer.conv_states.values(), *held_layer.recurrent_states.values())

@@ -1,6 +1,7 @@
 """One cache layer that prunes itself, or keeps a window: in the prefill, and while it decodes."""
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,20 @@ from kv_compression.incoming import NOTHING_SPECIAL, Incoming
 from kv_compression.layer_kinds import FULL, LayerKind
 from kv_compression.measure import Stopwatch
 from kv_compression.methods import PruningMethod, StoredLayer, prompt_queries
+from kv_compression.model_pool import ModelPool
 from kv_compression.prune_again import PruneAgain
 from kv_compression.pruning import Pruning
 from kv_compression.queries import LastQueries
+from kv_compression.ragged import QuantizedRaggedStorage, RaggedStorage
 from kv_compression.rotary import Rotary
-from kv_compression.selection import padding_or_none, select, to_device
+from kv_compression.selection import (
+    PooledSelection,
+    Selection,
+    padding_or_none,
+    select,
+    select_pooled,
+    to_device,
+)
 from kv_compression.storage import KeyValue, QuantizedStorage, Storage
 
 
@@ -33,6 +43,11 @@ class PrunedLayer(DynamicLayer):
     kv_bits: 8 or 4 quantizes what is left of the prompt; None for floats.
     kind: of a layer with a window or with chunks the tokens stay that the next ones can see; it
         takes no `pruning` and no `kv_bits`.
+    place: which of how many pruned layers this is, from 0.
+    pool: where layers compete with each other for tokens, what they have in common.
+
+    Where heads keep different numbers of tokens, `ragged` holds them, and `keys` and `values` are
+    those of the last update alone.
 
     After an `update`, read_left_padding is the `left_padding` of what it returned, and reader the
     `id` of the attention module that has read that, or None. With same_length=False other layers
@@ -48,6 +63,8 @@ class PrunedLayer(DynamicLayer):
         layer_idx: int = 0,
         kv_bits: int | None = None,
         kind: LayerKind = FULL,
+        place: tuple[int, int] = (0, 1),
+        pool: ModelPool | None = None,
     ):
         DynamicLayer.__init__(self)
         assert kind.is_full or (pruning is None and kv_bits is None)
@@ -60,11 +77,14 @@ class PrunedLayer(DynamicLayer):
         self.reserve_tokens = reserve_tokens
         self.stopwatch = stopwatch
         self.kv_bits = kv_bits
+        self.place = place
+        self.pool = pool
         self.seen_tokens = 0
         self.same_length = True
         self.read_left_padding = left_padding
         self.reader: int | None = None
         self.storage: Storage | None = None
+        self.ragged: RaggedStorage | QuantizedRaggedStorage | None = None
         self._prompt: Storage | None = None  # where a prompt in chunks is being written
         self._prompt_lengths: list[int] = []  # of each row
         self._prompt_tokens_left = 0  # not written yet
@@ -134,7 +154,10 @@ class PrunedLayer(DynamicLayer):
         self._prompt_tokens_left = new_tokens if prompt_tokens is None else prompt_tokens
         self._prompt_lengths = [self._prompt_tokens_left - padding for padding in self._padding()]
         if self.pruning is not None and self.pruning.prune_every is not None:
-            self._again = PruneAgain(self.pruning, self._prompt_lengths)
+            most_tokens = partial(
+                self.pruning.most_tokens, place=self.place[0], layers=self.place[1]
+            )
+            self._again = PruneAgain(self.pruning.prune_every, most_tokens, self._prompt_lengths)
         if prompt_tokens is not None:
             # A prompt that nothing will be removed from is written where it stays.
             stays = self.kv_bits is None and self._prompt_counts() == self._prompt_lengths
@@ -157,20 +180,42 @@ class PrunedLayer(DynamicLayer):
         self, keys: torch.Tensor, values: torch.Tensor, left_padding: tuple[int, ...] | None
     ) -> tuple[int, ...]:
         """Take tokens that follow the prompt; returns how many of them are padding in each row."""
-        if self.storage is None:
+        if not self.is_stored:
             self.prune_if_due()
+        self._new_padding = left_padding or (0,) * len(self._lengths)
+        if self.ragged is not None:
+            first = [
+                length - none for length, none in zip(self._lengths, self._new_padding, strict=True)
+            ]
+            place = torch.arange(keys.shape[2], device=keys.device)
+            positions = to_device(first, keys.device)[:, None] + place
+            self.ragged.append(keys, values, left_padding, positions)
+            self.keys, self.values = keys, values
+            return self._new_padding
         assert self.storage is not None
         self.storage.append(keys, values, left_padding)
         self.keys, self.values = self.storage.read()
-        self._new_padding = left_padding or (0,) * len(self._lengths)
         both = zip(self._padding(), self._new_padding, strict=True)
         self.left_padding = padding_or_none([stored + new for stored, new in both])
         return self._new_padding
 
     @property
+    def is_stored(self) -> bool:
+        """Whether the prompt was read and what stays of it stored."""
+        return self.storage is not None or self.ragged is not None
+
+    @property
     def stored_tokens(self) -> int:
-        """Tokens stored, padding included."""
+        """Tokens stored of the longest row, padding included; of heads that differ, on average."""
+        if self.ragged is not None:
+            return round(max(self.ragged.row_counts) / self.keys.shape[1])
         return self.keys.shape[2] if self.storage is None else self.storage.stored_tokens
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes stored, once the prompt was read."""
+        held = self.ragged or self.storage
+        return held.nbytes if held is not None else 0
 
     def unpruned_bytes(self) -> int:
         """Bytes of the prompt's keys and values in the model's dtype, had nothing been removed."""
@@ -202,7 +247,7 @@ class PrunedLayer(DynamicLayer):
         if self._is_checked:
             return
         self._is_checked = True
-        is_prefill = self.storage is None
+        is_prefill = not self.is_stored
         if queries is not None and self.pruning is not None:
             self._note(queries, self.pruning, is_prefill)
         if self._prompt_tokens_left:
@@ -213,23 +258,28 @@ class PrunedLayer(DynamicLayer):
                 self._keep_last(self._span)
                 self._store(None)
             return
-        stored = [self.stored_tokens - padding for padding in self._padding()]
+        stored = self._row_counts()
         counts = self._prompt_counts() if is_prefill else stored
         if self._again and not is_prefill:
             counts = self._again.counts(stored, self._lengths)
-        due = counts != stored
-        if due or (is_prefill and self.kv_bits):
-            timing = self.stopwatch.running(self.keys.device) if self.stopwatch else nullcontext()
+        timing = self.stopwatch.running(self.keys.device) if self.stopwatch else nullcontext()
+        if counts != stored:
             with timing:
-                chosen = self._chosen(counts, scaling, rotary, attended) if due else None
-                self._store(chosen)
+                self._prune(counts, scaling, rotary, attended)
         elif is_prefill:
-            self._store(None)
+            with timing if self.kv_bits else nullcontext():
+                self._store(None)
         if is_prefill:
             again = self.pruning if self._again else None
             self._queries.keep(again.method.query_window if again else 0)
-        elif self.kv_bits:
+        elif self.kv_bits and self.ragged is None:
             self._drop_floats()
+
+    def _row_counts(self) -> list[int]:
+        """Tokens stored of each row; of heads that differ, on average."""
+        if self.ragged is not None:
+            return [count // self.keys.shape[1] for count in self.ragged.row_counts]
+        return [self.stored_tokens - padding for padding in self._padding()]
 
     def _padding(self) -> tuple[int, ...]:
         return self.left_padding or (0,) * len(self._lengths)
@@ -238,8 +288,8 @@ class PrunedLayer(DynamicLayer):
         """How many of each row's tokens stay of the prompt."""
         if self.pruning is None:
             return self._prompt_lengths
-        budget = self.pruning.budget
-        return [min(length, budget(length, length)) for length in self._prompt_lengths]
+        most = partial(self.pruning.most_tokens, place=self.place[0], layers=self.place[1])
+        return [min(length, most(length, length)) for length in self._prompt_lengths]
 
     def _note(self, queries: torch.Tensor, pruning: Pruning, is_prefill: bool) -> None:
         """Keep the queries that the method will score by."""
@@ -251,16 +301,21 @@ class PrunedLayer(DynamicLayer):
         elif self._again and (window := pruning.method.query_window):
             self._queries.add(queries, window, self._new_padding, self._lengths)
 
-    def _chosen(
+    def _prune(
         self,
         counts: list[int],
         scaling: float,
         rotary: Rotary | None,
         attended: KeyValue | None,
-    ) -> torch.Tensor:
-        """Which counts[b] tokens of each row stay, int64 (B, H, S_kept); sets `left_padding`."""
+    ) -> None:
+        """Store counts[b] tokens of each row, on average over heads."""
         assert self.pruning is not None
-        positions = self._positions()
+        padding: torch.Tensor | None = None
+        if isinstance(self.ragged, RaggedStorage):
+            self.keys, self.values, positions = self.ragged.padded()
+            padding = (positions < 0).sum(dim=2)
+        else:
+            positions = self._positions()
         stored = StoredLayer(
             *(attended or (self.keys, self.values)),
             positions,
@@ -270,11 +325,21 @@ class PrunedLayer(DynamicLayer):
             self.layer_idx,
             rotary,
         )
-        kept = select(self._scores(self.pruning.method, stored), self.left_padding, counts)
-        self.left_padding = kept.left_padding
-        if self._again:
-            self._again.note(positions, kept.index, self._lengths)
-        return kept.index
+        scores, budget = self._scores(self.pruning.method, stored), self.pruning.budget
+        if budget.pool == "head":
+            kept = select(scores, self.left_padding, counts)
+            if self._again:
+                self._again.note(positions, kept.index, self._lengths)
+            self._store(kept)
+            return
+        if self.left_padding is not None:
+            padding = to_device(self.left_padding, scores.device)[:, None]
+        if self.pool is not None:
+            self.pool.note(self, scores, padding, counts, budget)
+            return
+        totals = [count * scores.shape[1] for count in counts]
+        guaranteed = [budget.guaranteed(count) for count in counts]
+        self._store(select_pooled(scores, padding, totals, guaranteed), positions)
 
     def _scores(self, method: PruningMethod, stored: StoredLayer) -> torch.Tensor:
         """(B, H, S), higher for what stays."""
@@ -287,9 +352,29 @@ class PrunedLayer(DynamicLayer):
             return min(self.reserve_tokens, self.pruning.prune_every)
         return self.reserve_tokens
 
-    def _store(self, index: torch.Tensor | None) -> None:
-        """Keep the tokens at `index`, or all, in a storage of the layer's own."""
+    def _store(
+        self,
+        kept: Selection | PooledSelection | None,
+        positions: torch.Tensor | None = None,
+    ) -> None:
+        """Keep what was chosen, or all, in a storage of the layer's own.
+
+        positions: of the tokens, for heads that differ and are pruned again.
+        """
         keys, values = self.keys, self.values
+        if isinstance(kept, PooledSelection):
+            self.left_padding = None
+            if self.kv_bits is None:
+                positions = positions if self._again else None
+                self.ragged = RaggedStorage(keys, values, kept, self._room, positions)
+            else:
+                self.ragged = QuantizedRaggedStorage(keys, values, kept, self._room, self.kv_bits)
+            self._drop_floats()
+            self._prompt = None
+            return
+        index = None
+        if kept is not None:
+            index, self.left_padding = kept.index, kept.left_padding
         if self.kv_bits is not None:
             self.storage = QuantizedStorage(
                 keys, values, index, self._room, self.left_padding, self.kv_bits
@@ -304,7 +389,7 @@ class PrunedLayer(DynamicLayer):
         self._prompt = None
 
     def _drop_floats(self) -> None:
-        """Free the floats of a quantized cache, which were made for one step's attention."""
+        """Free floats that were made for one step's attention, or are stored elsewhere."""
         self.keys, self.values = self.keys[:, :, :0].clone(), self.values[:, :, :0].clone()
 
     def _positions(self) -> torch.Tensor:
@@ -357,7 +442,8 @@ class PrunedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the rows `indices` (int64, (B_new,))."""
-        assert self.storage is not None
+        if self.storage is None:
+            raise NotImplementedError("the rows of a cache whose heads differ cannot be selected")
         rows = indices.tolist()
         self.storage.select_rows(indices)
         self.keys, self.values = self.storage.read()

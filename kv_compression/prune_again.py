@@ -1,21 +1,21 @@
 """What a layer must remember so that it can be pruned again while it decodes (`prune_every`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-
-from kv_compression.pruning import Pruning
 
 
 class PruneAgain:
     """When each row was last pruned, and which of its tokens are left from then.
 
+    most_tokens: given the length of a row's prompt and of all that it has seen, what may stay.
     prompt_lengths: tokens of each row's prompt, whose pruning counts as the first one.
     """
 
-    def __init__(self, pruning: Pruning, prompt_lengths: Sequence[int]):
-        assert pruning.prune_every is not None
-        self._every, self._budget = pruning.prune_every, pruning.budget
+    def __init__(
+        self, every: int, most_tokens: Callable[[int, int], int], prompt_lengths: Sequence[int]
+    ):
+        self._every, self._most_tokens = every, most_tokens
         self._prompt_lengths = list(prompt_lengths)
         self._pruned_at = list(prompt_lengths)
         self._kept: tuple[torch.Tensor, list[int]] | None = None
@@ -25,7 +25,7 @@ class PruneAgain:
         counts = list(stored)
         for row, prompt_length in enumerate(self._prompt_lengths):
             if seen[row] - self._pruned_at[row] >= self._every:
-                counts[row] = min(stored[row], self._budget(prompt_length, seen[row]))
+                counts[row] = min(stored[row], self._most_tokens(prompt_length, seen[row]))
             if counts[row] < stored[row]:
                 self._pruned_at[row] = seen[row]
         return counts

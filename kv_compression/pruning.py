@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
+from kv_compression.budgets import Budget
+from kv_compression.budgets.uniform import Budget as Uniform
 from kv_compression.methods import PruningMethod
 
 
@@ -12,14 +14,15 @@ from kv_compression.methods import PruningMethod
 class Pruning:
     """How a prompt's cache is pruned.
 
-    keep_ratio: share of each row's tokens that stays, in (0, 1].
-    keep_tokens: number of each row's tokens that stay in each layer, in place of a share.
+    keep_ratio: share of each row's tokens that stays, in (0, 1], on average over heads and layers.
+    keep_tokens: number of each row's tokens that stay so, in place of a share.
     prune_after: rows with fewer tokens than this are left whole.
     skip_layers: indices of the layers that are never pruned.
     prune_every: prune a layer again each time that this many tokens were added to it, down to what
         its prompt was pruned to; None for never. Rows that `prune_after` left whole stay so, but
         with `keep_tokens` they are pruned once they have grown to that length.
     rounding: of the count that `keep_ratio` gives: "up", or "down", as kvpress rounds it.
+    budget: how that is shared out among heads and layers.
     Raises ValueError for values outside these ranges.
     """
 
@@ -30,6 +33,7 @@ class Pruning:
     keep_tokens: int | None = None
     prune_every: int | None = None
     rounding: str = "up"
+    budget: Budget = Uniform()
 
     def __post_init__(self) -> None:
         if self.keep_tokens is not None and self.keep_tokens < 1:
@@ -45,13 +49,17 @@ class Pruning:
         if self.rounding not in ("up", "down"):
             raise ValueError(f"rounding must be up or down, not {self.rounding}")
 
-    def budget(self, prompt_length: int, length: int) -> int:
-        """Most tokens stored of a row that has seen `length`, `prompt_length` in its prompt."""
-        if self.keep_tokens is not None:
-            return self.keep_tokens if length >= self.prune_after else length
-        if prompt_length < self.prune_after:
+    def most_tokens(self, prompt_length: int, length: int, place: int = 0, layers: int = 1) -> int:
+        """Most tokens a head, on average, that the layer `place` of the pruned `layers` stores.
+
+        Of a row that has seen `length` tokens, `prompt_length` of them in its prompt.
+        """
+        if (length if self.keep_tokens is not None else prompt_length) < self.prune_after:
             return length
-        return kept_count(prompt_length, self.keep_ratio, self.rounding)
+        count = self.keep_tokens
+        if count is None:
+            count = kept_count(prompt_length, self.keep_ratio, self.rounding)
+        return self.budget.of_layer(count, prompt_length, place, layers)
 
 
 def kept_count(length: int, keep_ratio: float, rounding: str = "up") -> int:

@@ -19,6 +19,19 @@ class Selection:
     left_padding: tuple[int, ...] | None
 
 
+@dataclass(frozen=True)
+class PooledSelection:
+    """Tokens to keep of heads that need not keep equally many.
+
+    index: (B, T) int64, head * S + token, ascending. A row that keeps fewer tokens than another is
+        filled up at its beginning.
+    totals: how many each row keeps, all heads together.
+    """
+
+    index: torch.Tensor
+    totals: tuple[int, ...]
+
+
 def padding_or_none(left_padding: Sequence[int]) -> tuple[int, ...] | None:
     """The same left_padding as a tuple, or None when no row left_padding later than 0."""
     return tuple(left_padding) if any(left_padding) else None
@@ -38,16 +51,42 @@ def select(
     left_padding: for each row the index of its first token; what stands before is padding, which
         is never kept. None: no padding.
     """
-    stored, most = scores.shape[2], max(counts)
+    most = max(counts)
     if left_padding is not None:
-        first = to_device(left_padding, scores.device)
-        padding = torch.arange(stored, device=scores.device) < first[:, None]
-        scores = scores.masked_fill(padding[:, None], -torch.inf)
-    return Selection(_best(scores, counts), padding_or_none([most - count for count in counts]))
+        scores = _without_padding(scores, to_device(left_padding, scores.device)[:, None])
+    index = _indices(_highest(scores, counts), counts)
+    return Selection(index, padding_or_none([most - count for count in counts]))
 
 
-def _best(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Indices of the counts[b] highest of (B, H, S) in the last of max(counts), zeros before them.
+def select_pooled(
+    scores: torch.Tensor,
+    left_padding: torch.Tensor | None,
+    totals: Sequence[int],
+    guaranteed: Sequence[int],
+) -> PooledSelection:
+    """Keep the `totals[b]` highest-scoring tokens of row b, whichever heads they are of.
+
+    Of each head at least the `guaranteed[b]` best stay.
+
+    scores: (B, H, S) float32. Of equal scores the earlier head's, then the earlier token is kept.
+    left_padding: (B, H or 1) int64, how many of a head's first tokens are padding.
+    """
+    if left_padding is not None:
+        scores = _without_padding(scores, left_padding)
+    if any(guaranteed):
+        scores = scores.masked_fill(_highest(scores, guaranteed), torch.inf)
+    scores = scores.flatten(1)[:, None]
+    return PooledSelection(_indices(_highest(scores, totals), totals)[:, 0], tuple(totals))
+
+
+def _without_padding(scores: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """(B, H, S) with the first[b, h] scores below all others; first (B, H or 1)."""
+    padding = torch.arange(scores.shape[2], device=scores.device) < first[..., None]
+    return scores.masked_fill(padding, -torch.inf)
+
+
+def _highest(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """(B, H, S) bool, the counts[b] highest of each head.
 
     Nothing is sorted: what is above the lowest of the highest stays, and of what equals it the
     first.
@@ -63,9 +102,15 @@ def _best(scores: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     lowest = candidates.topk(most, sorted=False).values.amin(dim=-1, keepdim=True)
     above, equal = scores > lowest, scores == lowest
     missing = wanted - above.sum(dim=-1, keepdim=True)
-    kept = above | equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= missing)
+    return above | equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= missing)
+
+
+def _indices(kept: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Where (B, H, S) is true, in the last of max(counts), zeros before; counts[b] a head."""
+    most = max(counts)
+    wanted = to_device(counts, kept.device)[:, None, None]
     # A kept token's place among the others; all else goes to one place too many.
     place = (kept.cumsum(dim=-1) + (most - 1 - wanted)).masked_fill_(~kept, most)
-    index = place.new_zeros(*scores.shape[:2], most + 1)
-    tokens = torch.arange(scores.shape[-1], device=scores.device)
+    index = place.new_zeros(*kept.shape[:2], most + 1)
+    tokens = torch.arange(kept.shape[-1], device=kept.device)
     return index.scatter_(-1, place, tokens.expand_as(place))[..., :most]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from kv_compression import methods, rope_length
+from kv_compression import budgets, methods, rope_length
 from kv_compression.attention import Backend
 from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
@@ -28,7 +28,7 @@ from kv_compression.methods import PruningMethod, StoredLayer
 from kv_compression.prefill.prompt_chunks import prompt_chunks, prompt_lengths
 from kv_compression.pruning import Pruning
 from kv_compression.rotary import Rotary
-from kv_compression.selection import padding_or_none
+from kv_compression.selection import PooledSelection, Selection, padding_or_none
 from kv_compression.storage import KeyValue
 
 
@@ -63,9 +63,8 @@ def reason_unsupported(
 class _ChoosingLayer(PrunedLayer):
     """A layer that notes what it would keep of another one, and stores it later."""
 
-    _index: torch.Tensor | None = None
+    _kept: Selection | PooledSelection | None = None
     _known: dict[str, torch.Tensor] | None = None  # scores of this layer, by method
-    _is_looking = False
 
     def look_at(
         self,
@@ -82,31 +81,28 @@ class _ChoosingLayer(PrunedLayer):
         """
         self._take_over(full)
         self._known = known
-        self._is_looking, self._is_checked = True, False
+        self._is_checked = False
         self.prune_if_due(queries, scaling, rotary, attended)
-        self._is_looking, self._known = False, None
+        self._known = None
         # What attention read is not what `full` will store.
         self.keys = self.values = full.keys.new_empty(0)
 
     def gather(self, full: PrunedLayer, *, takes_over: bool) -> None:
         """Store what was chosen; `takes_over`: `full` is not needed any more."""
         assert full.storage is not None
-        left_padding = self.left_padding
         self._take_over(full)
         self._prompt = None
-        if not self.kind.is_full:
-            self.storage = full.storage if takes_over else None
+        is_whole = self._kept is None and self.kv_bits is None
+        if takes_over and is_whole:
+            self.storage = full.storage
         else:
-            self.left_padding = left_padding
-            is_whole = self._index is None and self.kv_bits is None
-            self.storage = full.storage if takes_over and is_whole else None
-        if self.storage is None:
             self.keys, self.values = full.storage.read()
+            kept = self._kept and replace(self._kept, index=self._kept.index.long())
             timing = self.stopwatch
             assert timing is not None
             with timing.running(self.keys.device):
-                self._store(None if self._index is None else self._index.long())
-        self._index = None
+                super()._store(kept)
+        self._kept = None
         self._is_checked = True
 
     def _take_over(self, full: PrunedLayer) -> None:
@@ -123,11 +119,12 @@ class _ChoosingLayer(PrunedLayer):
             self._known[name] = super()._scores(method, stored)
         return self._known[name]
 
-    def _store(self, index: torch.Tensor | None) -> None:
-        if not self._is_looking:
-            super()._store(index)
-        elif index is not None:
-            self._index = index.int()
+    def _store(
+        self,
+        kept: Selection | PooledSelection | None,
+        positions: torch.Tensor | None = None,
+    ) -> None:
+        self._kept = kept and replace(kept, index=kept.index.int())
 
 
 class _FullLayer(PrunedLayer):
@@ -210,7 +207,10 @@ def generate_each(
                 graphs,
                 prefill_chunk,
             )
-        if pruning and (problem := methods.reason_unsupported(pruning.method, model)):
+        if pruning and (
+            problem := methods.reason_unsupported(pruning.method, model)
+            or budgets.reason_unsupported(pruning.budget, model)
+        ):
             raise ValueError(problem)
     chunks, stopwatches = _chunks_with_one_context(prompts, model), [Stopwatch() for _ in prunings]
     full, caches = _empty_caches(prompts, chunks, kinds, prunings, stopwatches, kv_bits)

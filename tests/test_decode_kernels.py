@@ -4,9 +4,10 @@ Without a GPU Triton's interpreter runs them (tests/prepared.py), one program af
 """
 
 import gc
+import itertools
 import math
 import weakref
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 from kv_compression import decode_graph
+from kv_compression.budgets.adakv import Budget as AdaKV
 from kv_compression.decode_graph import DecodeGraphs
-from kv_compression.decode_graph import attention as decode_attention
+from kv_compression.decode_graph import table as decode_table
 from kv_compression.decode_graph.attention import HeadTransform, WorkSplit, attend
 from kv_compression.decode_graph.fused_layer import FusedLayer
 from kv_compression.decode_graph.linear import Tile, linear
@@ -25,9 +27,13 @@ from kv_compression.decode_graph.step import DecodeStep
 from kv_compression.decode_graph.table import LayerTable
 from kv_compression.decode_graph.weights import Weight
 from kv_compression.generation import generate
+from kv_compression.layer import PrunedLayer
 from kv_compression.layer_kinds import LayerKind
 from kv_compression.methods.l2 import Method as L2
 from kv_compression.pruning import Pruning
+from kv_compression.ragged import RaggedStorage
+from kv_compression.selection import PooledSelection
+from kv_compression.storage import Storage
 from tests.models import batch, tiny
 
 
@@ -74,7 +80,7 @@ class OnHost(DecodeGraphs):
         return 0.0
 
     def steps(self, layers, token, seen_tokens, count):
-        step = DecodeStep(self.model, len(token))
+        step = DecodeStep(self.model, layers)
         step.begin(layers, token, seen_tokens)
         for _ in range(count):
             with step._in_place():
@@ -97,35 +103,69 @@ def rotated(states, heads, transform, gain):
     return torch.cat([states[..., :turned] * cos + half * sin, states[..., turned:]], dim=-1)
 
 
+def stored_layer(shape, starts, counts, window, options):
+    """A layer with room for four more, and a view of the storage: each pair's tokens, then those.
+
+    counts: for each row and head how many tokens it stores; None for all but its padding.
+    """
+    rows, heads, stored, _ = shape
+    keys, values = torch.randn(2, *shape, **options)
+    layer = PrunedLayer(kind=LayerKind(window=window))
+    layer.keys, layer.values = keys[:, :, :0], values[:, :, :0]
+    if counts is None:
+        layer.storage, layer.left_padding = Storage.of(keys, values, None, 4), starts
+        buffers = layer.storage._keys, layer.storage._values
+        first = starts or (0,) * rows
+        return layer, [
+            [tuple(buffer[row, head, first[row] :] for buffer in buffers) for head in range(heads)]
+            for row in range(rows)
+        ]
+    lines = []
+    for of_row in counts:
+        tokens = [
+            stored * head + torch.randperm(stored)[:n].sort()[0] for head, n in enumerate(of_row)
+        ]
+        lines.append(torch.cat(tokens))
+    wide = max(map(len, lines))
+    index = torch.stack([torch.cat([line.new_zeros(wide - len(line)), line]) for line in lines])
+    kept = PooledSelection(index.to(DEVICE), tuple(map(len, lines)))
+    layer.ragged = RaggedStorage(keys, values, kept, room=4)
+    buffers = layer.ragged._keys, layer.ragged._values
+    begins = layer.ragged._begins
+    return layer, [
+        [
+            tuple(buffer[begins[row][head] :][: n + 4] for buffer in buffers)
+            for head, n in enumerate(of_row)
+        ]
+        for row, of_row in enumerate(counts)
+    ]
+
+
 @pytest.mark.parametrize(
     (
         *("rows", "heads", "kv_heads", "head_dim", "starts", "stored", "dtype", "turned"),
-        *("has_norm", "window", "softcap", "has_sinks"),
+        *("has_norm", "window", "softcap", "has_sinks", "counts"),
     ),
     [
-        (1, 4, 2, 16, None, 1, torch.float32, 0, False, None, None, False),
-        (2, 4, 2, 16, (0, 5), 37, torch.float32, 16, False, None, 2.0, True),
-        (3, 6, 1, 48, (0, 70, 130), 131, torch.float32, 24, True, 20, None, False),
-        (2, 4, 4, 64, (1, 0), 90, torch.float16, 64, False, 1, 0.5, True),
+        (1, 4, 2, 16, None, 1, torch.float32, 0, False, None, None, False, None),
+        (2, 4, 2, 16, (0, 5), 37, torch.float32, 16, False, None, 2.0, True, None),
+        (3, 6, 1, 48, (0, 70, 130), 131, torch.float32, 24, True, 20, None, False, None),
+        (2, 4, 4, 64, (1, 0), 90, torch.float16, 64, False, 1, 0.5, True, None),
+        (1, 6, 3, 16, None, 90, torch.float32, 16, False, None, None, False, [[90, 1, 31]]),
+        (2, 4, 2, 48, None, 70, torch.float16, 48, True, None, 0.5, True, [[70, 0], [3, 33]]),
     ],
 )
 def test_attention_of_a_new_token_is_that_of_float64(
     rows, heads, kv_heads, head_dim, starts, stored, dtype, turned, has_norm, window, softcap,
-    has_sinks, monkeypatch,
+    has_sinks, counts, monkeypatch,
 ):  # fmt: skip
-    monkeypatch.setattr(decode_attention, "_processors", lambda _: 5)
+    # More of them than pairs, and not a multiple.
+    monkeypatch.setattr(decode_table, "processors", lambda _: 5)
     torch.manual_seed(stored)
-    options = {"dtype": dtype, "device": DEVICE}
-    caches, layers = [], []
-    for layer in range(2):
-        length = stored + 3 * layer
-        cache = torch.randn(2, rows, kv_heads, length + 4, head_dim, **options)
-        storage = SimpleNamespace(read=lambda c=cache, n=length: tuple(c[:, :, :, :n]))
-        kind = LayerKind(window=window)
-        layers.append(SimpleNamespace(storage=storage, left_padding=starts, kind=kind))
-        caches.append((cache, length))
-    table = LayerTable.empty(2, rows, torch.device(DEVICE))
-    table.read(layers)
+    options, group = {"dtype": dtype, "device": DEVICE}, heads // kv_heads
+    shapes = [(rows, kv_heads, stored + 3 * layer, head_dim) for layer in range(2)]
+    made = [stored_layer(shape, starts, counts, window, options) for shape in shapes]
+    table = LayerTable.of([layer for layer, _ in made], per_processor=2 if counts else 1)
     transform = None
     if turned:
         gains = torch.rand(2, head_dim, device=DEVICE) + 0.5 if has_norm else (None, None)
@@ -134,7 +174,7 @@ def test_attention_of_a_new_token_is_that_of_float64(
     widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
     sinks = torch.randn(heads, device=DEVICE) if has_sinks else None
     for added in range(2):
-        for layer, (cache, length) in enumerate(caches):
+        for layer, (_, pairs) in enumerate(made):
             q, k, v = torch.randn(rows, sum(widths), **options).split(widths, dim=1)
             output = attend(
                 q,
@@ -151,23 +191,21 @@ def test_attention_of_a_new_token_is_that_of_float64(
             )
             key = rotated(k, kv_heads, transform, transform and transform.k_gain)
             query = rotated(q, heads, transform, transform and transform.q_gain)
-            assert error(cache[0, :, :, length + added], key) < TOLERANCE[dtype]
-            assert torch.equal(cache[1, :, :, length + added], v.unflatten(1, (kv_heads, -1)))
-            keys, values = cache.double()[:, :, :, : length + added + 1].repeat_interleave(
-                heads // kv_heads, dim=2
-            )
-            scores = (query[:, :, None] @ keys.transpose(2, 3) * 0.3)[:, :, 0]
-            if softcap is not None:
-                scores = softcap * torch.tanh(scores / softcap)
-            for row, start in enumerate(starts or ()):
-                scores[row, :, :start] = -torch.inf
-            if window is not None:
-                scores[:, :, : max(0, length + added + 1 - window)] = -torch.inf
-            if sinks is not None:
-                column = sinks.double()[None, :, None].expand(rows, -1, 1)
-                scores = torch.cat([scores, column], dim=-1)
-            weights = scores.softmax(dim=-1)[:, :, None, : length + added + 1]
-            expected = (weights @ values)[:, :, 0]
+            expected = torch.empty(rows, heads, head_dim, dtype=torch.float64, device=DEVICE)
+            for row, head in itertools.product(range(rows), range(kv_heads)):
+                keys, values = pairs[row][head]
+                newest = len(keys) - 4 + added
+                assert error(keys[newest], key[row, head]) < TOLERANCE[dtype]
+                assert torch.equal(values[newest], v.unflatten(1, (kv_heads, -1))[row, head])
+                seen = slice(0 if window is None else max(0, newest + 1 - window), newest + 1)
+                mine = slice(head * group, (head + 1) * group)
+                scores = query[row, mine] @ keys[seen].double().T * 0.3
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                if sinks is not None:
+                    scores = torch.cat([scores, sinks[mine, None].double()], dim=1)
+                weights = scores.softmax(dim=1)[:, : newest + 1 - seen.start]
+                expected[row, mine] = weights @ values[seen].double()
             assert error(output, expected.flatten(1)) < TOLERANCE[dtype]
         table.added.add_(1)
 
@@ -266,7 +304,8 @@ def test_a_step_gives_the_tokens_of_the_eager_loop(
     layers = model.model.layers
     assert all(FusedLayer.fits(layer, len(lengths)) == is_fused for layer in layers)
     input_ids, mask = batch(lengths, vocab_size=64)
-    for pruning in (None, Pruning(L2(), keep_ratio=0.4, prune_after=6, skip_layers=(0,))):
+    half = Pruning(L2(), keep_ratio=0.4, prune_after=6, skip_layers=(0,))
+    for pruning in (None, half, replace(half, budget=AdaKV())):
         options = {"backend": "sdpa", "max_new_tokens": 3, "pruning": pruning}
         eager = generate(model, input_ids, mask, **options)
         step = generate(model, input_ids, mask, graphs=OnHost(model), **options)

@@ -156,9 +156,9 @@ def test_budgets():
     pruning = Pruning(method_class("l2")())
     assert (pruning.keep_ratio, pruning.prune_after, pruning.skip_layers) == (0.7, 512, ())
     assert pruning.keep_tokens is pruning.prune_every is None
-    assert [pruning.budget(prompt, prompt + 9) for prompt in (511, 512)] == [520, 359]
+    assert [pruning.most_tokens(prompt, prompt + 9) for prompt in (511, 512)] == [520, 359]
     in_tokens = replace(pruning, keep_tokens=10)
-    assert [in_tokens.budget(5, length) for length in (511, 512)] == [511, 10]
+    assert [in_tokens.most_tokens(5, length) for length in (511, 512)] == [511, 10]
 
 
 def test_layers_that_the_model_does_not_have_are_named():

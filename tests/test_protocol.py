@@ -36,7 +36,7 @@ def test_the_whole_stays_whole():
 def test_pruning_rounds_as_it_is_told():
     method = method_class("l2")()
     for rounding, kept in (("up", 4), ("down", 3)):
-        assert Pruning(method, 0.5, 0, rounding=rounding).budget(7, 7) == kept
+        assert Pruning(method, 0.5, 0, rounding=rounding).most_tokens(7, 7) == kept
     with pytest.raises(ValueError, match="rounding must be up or down, not even"):
         Pruning(method, rounding="even")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kv_compression import methods, shared_prefill
+from kv_compression.budgets import budget_class
 from kv_compression.generation import generate
 from kv_compression.methods import method_class
 from kv_compression.pruning import Pruning
@@ -20,6 +21,14 @@ CELLS = [
         Pruning(method_class(name)(), ratio, prune_after=10, skip_layers=(1,))
         for name in methods.names()
         for ratio in (0.75, 0.5, 0.1)
+    ),
+    *(
+        Pruning(method_class(name)(), ratio, prune_after=10, budget=budget_class(budget)())
+        for name, ratio, budget in (
+            ("l2", 0.5, "adakv"),
+            ("l2", 0.25, "whole_model"),
+            ("tova", 0.5, "pyramid"),
+        )
     ),
     Pruning(method_class("l2")(), keep_tokens=7, prune_after=0),
 ]
@@ -43,7 +52,7 @@ def by_place(results):
     return {(number, place): result for number, place, result in results}
 
 
-FEW = [CELLS[0], *CELLS[2::4], CELLS[-1]]  # of methods and shares some
+FEW = [CELLS[0], *CELLS[2::4], *CELLS[-4:]]  # of methods and shares some
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS[:1], LENGTHS])
@@ -78,7 +87,7 @@ def test_layers_of_other_kinds_too(name):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantized_caches_too(bits):
-    for apart, shared in both(tiny(head_dim=16), LENGTHS, CELLS[:4], kv_bits=bits):
+    for apart, shared in both(tiny(head_dim=16), LENGTHS, [*CELLS[:4], *CELLS[-4:]], kv_bits=bits):
         assert shared.new_tokens == apart.new_tokens
         assert shared.cache_bytes == apart.cache_bytes
 

@@ -3,7 +3,8 @@
 A decode loop in Python launches some thousand kernels a token and is bound by that, whatever the
 cache holds. Here the step is captured once. Where each layer's keys and values lie and how many
 there are is read from a table on the device, so that the same graph serves every request, pruned or
-not, of every length, with true positions and with padding.
+not, of every length, with true positions and with padding. Caches whose heads store different
+numbers of tokens have a graph of their own, with more programs for attention.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from kv_compression import out_of_memory, rope_length
 from kv_compression.attention import Backend
+from kv_compression.decode_graph.table import is_ragged
 from kv_compression.layer import PrunedLayer
 from kv_compression.layer_kinds import layer_kinds
 from kv_compression.pruning import Pruning
@@ -42,21 +44,22 @@ class DecodeGraphs:
     def __init__(self, model: PreTrainedModel, *, compiled: bool = False):
         self.model = model
         self._compiled = torch.compile(model.forward, dynamic=False) if compiled else None
-        self._steps: dict[int, DecodeStep] = {}
+        self._steps: dict[tuple[int, bool], DecodeStep] = {}
         self._pool: Any = None
 
     def capture(
         self, layers: Sequence[PrunedLayer], token: torch.Tensor, seen_tokens: torch.Tensor
     ) -> float:
-        """Have the step for batches of this size; the ms that it took, 0 where it was there.
+        """Have the step for batches of this kind; the ms that it took, 0 where it was there.
 
         Arguments as of `steps`. The cache's next place is written to. Raises CannotBeCapturedError.
         """
         from kv_compression.decode_graph.step import DecodeStep
 
-        if len(token) in self._steps:
+        kind = len(token), is_ragged(layers)
+        if kind in self._steps:
             return 0.0
-        step = DecodeStep(self.model, len(token), self._compiled)
+        step = DecodeStep(self.model, layers, self._compiled)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         step.begin(layers, token, seen_tokens)
         try:
@@ -66,7 +69,7 @@ class DecodeGraphs:
                 raise
             # A model may do in its forward what no graph can hold, such as ask the device.
             raise CannotBeCapturedError(f"its step cannot be captured: {error}") from error
-        self._steps[len(token)] = step
+        self._steps[kind] = step
         return capture_ms
 
     def steps(
@@ -82,7 +85,7 @@ class DecodeGraphs:
         token: (B,) int64, the newest, not in the cache yet.
         seen_tokens: (B, 1) int64, tokens of each row before it.
         """
-        step = self._steps[len(token)]
+        step = self._steps[len(token), is_ragged(layers)]
         step.begin(layers, token, seen_tokens)
         yield from step.tokens(count)
 

@@ -1,7 +1,8 @@
 """Attention of one new token a row over a stored cache, split along its length (Flash-Decoding).
 
 Where a layer's keys and values lie, how many there are and where each row begins is read from a
-`LayerTable` on the device, so one captured launch serves every cache. A group's query heads are
+`LayerTable` on the device, so one captured launch serves every cache; heads that store more have
+more programs. A group's query heads are
 rows of one product, so that a key is read once; nothing is masked but the end of a part's last
 block. The new token's own key and value take part from registers and are written behind the others.
 
@@ -9,7 +10,6 @@ After Dao et al., "Flash-Decoding for long-context inference" (2023).
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -17,19 +17,14 @@ import triton.language as tl
 
 from kv_compression.decode_graph.attention_kernels import attend_part, merge_parts
 from kv_compression.decode_graph.dependent_launch import options as launch_options
-from kv_compression.decode_graph.table import LayerTable
+from kv_compression.decode_graph.table import LayerTable, programs
 
 
 @dataclass(frozen=True)
 class WorkSplit:
-    """How the stored tokens are shared out among programs.
-
-    tokens: in a step of a program's loop.
-    per_processor: programs for each of the GPU's multiprocessors.
-    """
+    """How a program takes its stored tokens: so many in a step of its loop."""
 
     tokens: int = 64
-    per_processor: int = 1
     num_warps: int = 4
     num_stages: int = 3
 
@@ -47,13 +42,6 @@ class HeadTransform:
     q_gain: torch.Tensor | None = None
     k_gain: torch.Tensor | None = None
     eps: float = 0.0
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -81,17 +69,18 @@ def attend(
     """
     batch, heads = k.shape[0], k.shape[1] // head_dim
     query_heads = q.shape[1] // head_dim
-    count = max(1, split.per_processor * _processors(q.device) // (batch * heads))
-    part_out = q.new_empty(batch * query_heads, count, head_dim, dtype=torch.float32)
-    part_max = q.new_empty(batch * query_heads, count, dtype=torch.float32)
+    pairs, group = table.places.shape[1], query_heads // heads
+    count = programs(q.device, batch * heads, table.per_processor)
+    part_out = q.new_empty(count * group, head_dim, dtype=torch.float32)
+    part_max = q.new_empty(count * group, dtype=torch.float32)
     part_sum = torch.empty_like(part_max)
-    padded_dim, group = triton.next_power_of_2(head_dim), query_heads // heads
+    padded_dim = triton.next_power_of_2(head_dim)
     rotation = (q, q) if transform is None else (transform.cos, transform.sin)
     gains: tuple[torch.Tensor, torch.Tensor] = (q, q)
     has_norm = transform is not None and transform.q_gain is not None
     if transform is not None and transform.q_gain is not None and transform.k_gain is not None:
         gains = (transform.q_gain, transform.k_gain)
-    attend_part[(batch * heads, count)](
+    attend_part[(count,)](
         q,
         k,
         v,
@@ -103,16 +92,17 @@ def attend(
         0.0 if transform is None else transform.eps,
         scaling,
         softcap or 1.0,
-        table.addresses,
-        table.starts,
+        table.places,
+        table.splits,
+        table.owners,
         table.added,
         layer,
         part_out,
         part_max,
         part_sum,
-        batch,
-        count,
-        H=heads,
+        pairs,
+        table.owners.shape[1],
+        pairs // batch,
         G=group,
         D=head_dim,
         R=0 if transform is None else transform.cos.shape[-1],
@@ -133,11 +123,15 @@ def attend(
         part_sum,
         part_sum if sinks is None else sinks,
         out,
+        table.splits,
+        layer,
+        pairs,
+        pairs // batch,
         query_heads,
+        G=group,
         D=head_dim,
         DP=padded_dim,
-        PARTS=count,
-        PARTS_P=triton.next_power_of_2(count),
+        PARTS=triton.next_power_of_2(count // (batch * heads)),
         SINKS=sinks is not None,
         **launch_options(q.device),
     )

@@ -42,30 +42,34 @@ def _capped(scores, softcap, CAPPED: tl.constexpr):
     return scores
 
 
-@triton.jit(do_not_specialize=["layer", "parts"])
+@triton.jit
+def _parts(splits, layer, pairs, pair):
+    """The first program that works for a pair, and the one after its last."""
+    known = splits + layer * (pairs + 1) + pair
+    return tl.load(known), tl.load(known + 1)
+
+
+@triton.jit(do_not_specialize=["layer"])
 def attend_part(  # noqa: PLR0915
     q, k, v, q_stride, k_stride, v_stride, cos, sin, q_gain, k_gain, eps, scaling,
-    softcap, addresses, starts, added, layer, part_out, part_max, part_sum, batch, parts,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr,
+    softcap, places, splits, owners, added, layer, part_out, part_max, part_sum, pairs, programs,
+    heads, G: tl.constexpr, D: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr,
     CAPPED: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr, TYPE: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One part of one key/value head: its output, not yet divided, its maximum and its sum."""
-    pair, part = tl.program_id(0), tl.program_id(1)
-    row, head = pair // H, pair % H
-    known = addresses + layer * _COLUMNS
-    keys = tl.load(known).to(tl.pointer_type(TYPE))
-    values = tl.load(known + 1).to(tl.pointer_type(TYPE))
-    row_stride, head_stride = tl.load(known + 2), tl.load(known + 3)
     # The table does not change within a step, nor do the tokens stored before it.
-    newest = (tl.load(known + 4) + tl.load(added)).to(tl.int32)
-    window = tl.load(known + 5)
-    first = tl.maximum(tl.load(starts + layer * batch + row), newest + 1 - window).to(tl.int32)
-    # Storage is allocated in whole vectors and strides are multiples of D.
-    keys = tl.multiple_of(keys, 16) + row * tl.multiple_of(row_stride, 16)
-    values = tl.multiple_of(values, 16) + row * tl.multiple_of(row_stride, 16)
-    keys += head * tl.multiple_of(head_stride, 16)
-    values += head * tl.multiple_of(head_stride, 16)
+    program = tl.program_id(0)
+    pair = tl.load(owners + layer * programs + program)
+    first_of_pair, end_of_pair = _parts(splits, layer, pairs, pair)
+    part, parts = program - first_of_pair, end_of_pair - first_of_pair
+    row, head = pair // heads, pair % heads
+    known = places + (layer * pairs + pair) * _COLUMNS
+    # Storage is allocated in whole vectors, and a token's are D numbers, a multiple of 16.
+    keys = tl.multiple_of(tl.load(known).to(tl.pointer_type(TYPE)), 16)
+    values = tl.multiple_of(tl.load(known + 1).to(tl.pointer_type(TYPE)), 16)
+    newest = (tl.load(known + 3) + tl.load(added)).to(tl.int32)
+    first = tl.maximum(tl.load(known + 2), newest + 1 - tl.load(known + 4)).to(tl.int32)
 
     g, d = tl.arange(0, GP), tl.arange(0, DP)
     cos += row * R
@@ -112,34 +116,42 @@ def attend_part(  # noqa: PLR0915
         acc = acc * shrink[:, None] + weight[:, None] * new_value.to(tl.float32)[None, :]
         best = higher
     start_next(PDL)
-    line = (row * H * G + q_heads) * parts + part
+    line = program * G + g
     tl.store(part_max + line, best, mask=g < G)
     tl.store(part_sum + line, total, mask=g < G)
     inside = (g < G)[:, None] & (d < D)[None, :]
     tl.store(part_out + line[:, None] * D + d[None, :], acc, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["layer"])
 def merge_parts(
-    part_out, part_max, part_sum, sinks, out, heads,
-    D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr, PARTS_P: tl.constexpr,
+    part_out, part_max, part_sum, sinks, out, splits, layer, pairs, heads, query_heads,
+    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr,
     SINKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One query head: its parts, and its sink, weighted by their log-sum-exp."""
-    after_previous(PDL)
-    head = tl.program_id(0)
-    part, d = tl.arange(0, PARTS_P), tl.arange(0, DP)
-    line = head * PARTS + part
-    best = tl.load(part_max + line, mask=part < PARTS, other=-float("inf"))
-    total = tl.load(part_sum + line, mask=part < PARTS, other=0.0)
-    highest, of_sink = tl.max(best, axis=0), 0.0
+    """One query head: its parts, PARTS at a time, and its sink, weighted by their log-sum-exp."""
+    row, head = tl.program_id(0) // query_heads, tl.program_id(0) % query_heads
+    begin, end = _parts(splits, layer, pairs, row * heads + head // G)
+    d = tl.arange(0, DP)
+    highest, divisor = -float("inf"), 0.0
     if SINKS:
-        sink = tl.load(sinks + head % heads).to(tl.float32) * _LOG2_E
-        highest = tl.maximum(highest, sink)
-        of_sink = tl.exp2(sink - highest)
-    weight = tl.exp2(best - highest)
-    inside = (part < PARTS)[:, None] & (d < D)[None, :]
-    parts = tl.load(part_out + line[:, None] * D + d[None, :], mask=inside, other=0.0)
+        highest, divisor = tl.load(sinks + head).to(tl.float32) * _LOG2_E, 1.0
+    merged = tl.zeros([DP], tl.float32)
+    after_previous(PDL)
+    for at in range(begin, end, PARTS):
+        part = at + tl.arange(0, PARTS)
+        line = part * G + head % G
+        best = tl.load(part_max + line, mask=part < end, other=-float("inf"))
+        total = tl.load(part_sum + line, mask=part < end, other=0.0)
+        inside = (part < end)[:, None] & (d < D)[None, :]
+        outputs = tl.load(part_out + line[:, None] * D + d[None, :], mask=inside, other=0.0)
+        higher = tl.maximum(highest, tl.max(best, axis=0))
+        # The last part of a pair is never empty, others may be.
+        shrink = tl.where(highest == -float("inf"), 0.0, tl.exp2(highest - higher))
+        weight = tl.where(best == -float("inf"), 0.0, tl.exp2(best - higher))
+        divisor = divisor * shrink + tl.sum(total * weight, axis=0)
+        merged = merged * shrink + tl.sum(outputs * weight[:, None], axis=0)
+        highest = higher
     start_next(PDL)
-    merged = tl.sum(parts * weight[:, None], axis=0) / (tl.sum(total * weight, axis=0) + of_sink)
-    tl.store(out + head * D + d, merged.to(out.dtype.element_ty), mask=d < D)
+    place = tl.program_id(0) * D + d
+    tl.store(out + place, (merged / divisor).to(out.dtype.element_ty), mask=d < D)

@@ -47,9 +47,9 @@ class FusedLayer:
     down: tuple[Weight, ...] = ()
 
     @classmethod
-    def of(cls, layer: Any, table: LayerTable) -> "FusedLayer | None":
+    def of(cls, layer: Any, table: LayerTable, batch: int) -> "FusedLayer | None":
         """The layer fused; None where it is of another kind or holds weights of another kind."""
-        groups = _weights(layer, table.starts.shape[1])
+        groups = _weights(layer, batch)
         return None if groups is None else cls(layer, layer.self_attn.layer_idx, table, *groups)
 
     @staticmethod

@@ -14,12 +14,14 @@ from kv_compression.decode_graph import experts
 from kv_compression.decode_graph.attention import attend
 from kv_compression.decode_graph.fused_layer import FusedLayer
 from kv_compression.decode_graph.linear import MOST_ROWS, linear
-from kv_compression.decode_graph.table import LayerTable
+from kv_compression.decode_graph.table import LayerTable, is_ragged
 from kv_compression.decode_graph.weights import Weight
 from kv_compression.layer import PrunedLayer
 from kv_compression.replacements import attention_function, replaced_forwards
 
 _REGISTERED_NAME = "kv_compression_step"
+
+_PER_PROCESSOR = 4  # attention's programs for a GPU's multiprocessor, where heads differ
 
 
 class _NewTokens(Cache):
@@ -36,20 +38,23 @@ class _NewTokens(Cache):
 
 
 class DecodeStep:
-    """A step of `model` for batches of `batch` rows: from one token a row to the next one.
+    """A step of `model` for batches of one size: from one token a row to the next one.
 
+    layers: a cache's, with as many rows and heads as all that the step will be used for.
     compiled: the model's forward compiled by torch, to be called in place of fused layers.
     """
 
     def __init__(
-        self, model: PreTrainedModel, batch: int, compiled: Callable[..., Any] | None = None
+        self,
+        model: PreTrainedModel,
+        layers: Sequence[PrunedLayer],
+        compiled: Callable[..., Any] | None = None,
     ):
-        device = next(model.parameters()).device
+        batch, device = layers[0].keys.shape[0], next(model.parameters()).device
         _register_operator()
         self.model = model
-        self._table = LayerTable.empty(
-            model.config.get_text_config().num_hidden_layers, batch, device
-        )
+        # Heads of unequal length are shared out the better, the more programs there are.
+        self._table = LayerTable.of(layers, _PER_PROCESSOR if is_ragged(layers) else 1)
         self._forward = compiled or model
         self._is_fused = compiled is None
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device)
@@ -138,7 +143,7 @@ class DecodeStep:
 
     def _fused(self) -> Iterator[tuple[torch.nn.Module, Callable[..., torch.Tensor]]]:
         for module in self.model.modules():
-            if (fused := FusedLayer.of(module, self._table)) is not None:
+            if (fused := FusedLayer.of(module, self._table, len(self._token))) is not None:
                 yield module, fused
             elif experts.are_experts(module) and len(self._token) <= MOST_ROWS:
                 yield module, partial(experts.forward, module)
@@ -165,9 +170,11 @@ class DecodeStep:
             query.reshape(batch, -1),
             key.reshape(batch, -1),
             value.reshape(batch, -1),
-            self._table.addresses,
-            self._table.starts,
+            self._table.places,
+            self._table.splits,
+            self._table.owners,
             self._table.added,
+            self._table.per_processor,
             module.layer_idx,
             head_dim,
             head_dim**-0.5 if scaling is None else scaling,
@@ -192,9 +199,11 @@ def _register_operator() -> None:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        addresses: torch.Tensor,
-        starts: torch.Tensor,
+        places: torch.Tensor,
+        splits: torch.Tensor,
+        owners: torch.Tensor,
         added: torch.Tensor,
+        per_processor: int,
         layer: int,
         head_dim: int,
         scaling: float,
@@ -205,7 +214,7 @@ def _register_operator() -> None:
             q,
             k,
             v,
-            LayerTable(addresses, starts, added),
+            LayerTable(places, splits, owners, added, per_processor),
             layer,
             head_dim=head_dim,
             scaling=scaling,
