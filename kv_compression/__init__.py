@@ -7,7 +7,7 @@ This package stands alone: it needs torch and transformers, and knows nothing of
 - `kv_l2_dynamic`: `generate_with_l2_compress`
 - `generation`: the prefill, compress, decode loop that every mode runs through
 - `attention`: the attention backends, one file each
-- `methods`: the pruning methods, one file each
+- `methods`: the pruning methods, one file each; `budgets`: how they share out what is kept
 
 Letters used for shapes: B batch, Hq query heads, H key/value heads, Q query tokens, S stored
 tokens (the keys that a layer holds), D head_dim.

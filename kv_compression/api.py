@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from kv_compression import generation, methods
+from kv_compression import budgets, generation, methods
 from kv_compression.attention import backend_of
 from kv_compression.generation import Generation, stop_token_ids
 from kv_compression.pruning import Pruning
@@ -24,6 +24,7 @@ def generate(
     keep_tokens: int | None = None,
     prune_after: int = 0,
     skip_layers: Sequence[int] = (),
+    budget: str = "uniform",
     max_new_tokens: int = 20,
     question_tokens: int | Sequence[int] | None = None,
     streamer: BaseStreamer | None = None,
@@ -35,6 +36,7 @@ def generate(
         unequal prompts padded on the left, `attention_mask`, (B, S) each; or `input_ids` alone.
     method: one of `methods.names()`; `parameters` are its own, such as `window=64` of snapkv.
     keep_ratio, keep_tokens, prune_after, skip_layers: see `pruning.Pruning`.
+    budget: one of `budgets.names()`: how what is kept is shared out among heads and layers.
     question_tokens: how many of a prompt's last tokens, in each row or in all alike, are its
         question: they are not pruned but read against the pruned cache of what stands before, so
         that every new token sees it. None prunes the whole prompt; the first new token then comes
@@ -45,9 +47,9 @@ def generate(
     ended earlier filled up with the padding token. With keep_ratio=1.0 they are those of
     `model.generate(do_sample=False)`. Uses the attention that the model was loaded with.
 
-    Raises ValueError for an unknown method, arguments out of range, right padding, layers that do
-    not exist, a prompt that is all question, and a streamer for several prompts; TypeError for a
-    parameter that the method does not have.
+    Raises ValueError for an unknown method or budget, arguments out of range, right padding, layers
+    that do not exist, a prompt that is all question, and a streamer for several prompts; TypeError
+    for a parameter that the method does not have.
     """
     pruning = Pruning(
         methods.method_class(method)(**parameters),
@@ -55,6 +57,7 @@ def generate(
         prune_after,
         tuple(skip_layers),
         keep_tokens,
+        budget=budgets.budget_class(budget)(),
     )
     return run(
         model,

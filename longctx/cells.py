@@ -15,7 +15,7 @@ from longctx.errors import CannotRunError, SettingError, raise_any
 if TYPE_CHECKING:
     from longctx.task import Task
 
-_LISTS = ("KV_MODE", "KEEP_RATIO", "KEEP_TOKENS")
+_LISTS = ("KV_MODE", "KEEP_RATIO", "KEEP_TOKENS", "KV_BUDGET")
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,7 +103,7 @@ def grid(
 
 
 def environments(settings: type, environ: Mapping[str, str]) -> list[Mapping[str, str]]:
-    """The environments that lists in KV_MODE, KEEP_RATIO and KEEP_TOKENS stand for.
+    """The environments that lists in KV_MODE and its companions stand for.
 
     The full cache's first, then every combination; `environ` itself where none is a list. Raises
     CannotRunError, for all that is wrong.

@@ -181,9 +181,13 @@ def _is_full(meta: Mapping[str, Any]) -> bool:
 
 def _method(meta: Mapping[str, Any]) -> str:
     values = meta["variables"]
-    mode = "full" if values["KV_MODE"] == "none" else values["KV_MODE"]
+    if values["KV_MODE"] == "none":
+        parts = ["full"]
+    else:
+        budget = values.get("KV_BUDGET", "uniform")
+        parts = [values["KV_MODE"], *([budget] if budget != "uniform" else [])]
     form = values.get("KV_QUANT", "none")
-    return mode if form == "none" else f"{mode} {form}"
+    return " ".join([*parts, *([form] if form != "none" else [])])
 
 
 def _kept(values: Mapping[str, Any]) -> str:

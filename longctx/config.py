@@ -1,9 +1,9 @@
 """Every setting, declared once: that one declaration parses, validates, helps and documents.
 
 A setting is a dataclass field made by `variable`, in `longctx.settings` or in a script; its
-environment variable is the field's name in capitals. KV methods and quantizations declare their own
-parameters, in their own files, as fields with the same metadata. `os.environ` is read in no other
-place.
+environment variable is the field's name in capitals. KV methods, budgets and quantizations declare
+their own parameters, in their own files, as fields with the same metadata. `os.environ` is read in
+no other place.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from kv_compression import methods
+from kv_compression import budgets, methods
 from longctx import console, quantization, redaction
 from longctx.console import notice
 from longctx.errors import SettingError, raise_any
@@ -155,16 +155,22 @@ def _declared(
         )
 
 
+# What each of these chooses has variables of its own.
+_PLUGINS: Mapping[str, tuple[Callable[[], Iterable[str]], Callable[[str], type]]] = {
+    "KV_MODE": (methods.names, methods.method_class),
+    "KV_BUDGET": (budgets.names, budgets.budget_class),
+    "QUANT_MODE": (quantization.names, quantization.quantization_class),
+}
+
+
 def variables(cls: type) -> list[Variable]:
     """Every variable of a script: its settings, then those of the plug-ins that it can choose."""
     found = list(_declared(cls))
     groups = {known.name: known.group for known in found}
-    if group := groups.get("KV_MODE"):
-        for name in methods.names():
-            found += _declared(methods.method_class(name), ("KV_MODE", name), group)
-    if group := groups.get("QUANT_MODE"):
-        for name in quantization.names():
-            found += _declared(quantization.quantization_class(name), ("QUANT_MODE", name), group)
+    for variable, (choices, class_of) in _PLUGINS.items():
+        if group := groups.get(variable):
+            for name in choices():
+                found += _declared(class_of(name), (variable, name), group)
     return found
 
 
@@ -200,6 +206,10 @@ class Environment:
         if name == "none":
             return None
         return methods.method_class(name)(**self.parameters("KV_MODE", name))
+
+    def budget(self, name: str) -> budgets.Budget:
+        """The KV budget `name`, with its parameters."""
+        return budgets.budget_class(name)(**self.parameters("KV_BUDGET", name))
 
     def quantization(self, name: str) -> quantization.Quantization:
         """The quantization `name`, with its parameters."""

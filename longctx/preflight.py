@@ -95,6 +95,13 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
         raise SettingError("KV_MODE", settings.kv_mode, str(error)) from None
     if method is None:
         return None
+    try:
+        budget = environ.budget(settings.kv_budget)
+    except ValueError as error:
+        raise SettingError("KV_BUDGET", settings.kv_budget, str(error)) from None
+    if settings.prune_every is not None and budget.pool == "model":
+        problem = f"excludes KV_BUDGET={settings.kv_budget}: layers compete for tokens once"
+        raise SettingError("PRUNE_EVERY", settings.prune_every, problem)
     if settings.prune_every is not None and settings.kv_quant != "none":
         problem = f"excludes KV_QUANT={settings.kv_quant}: a quantized cache is not pruned again"
         raise SettingError("PRUNE_EVERY", settings.prune_every, problem)
@@ -106,6 +113,7 @@ def pruning(settings: Settings, environ: Environment) -> Pruning | None:
         settings.keep_tokens,
         settings.prune_every,
         "down" if protocol.is_kvpress(settings) else "up",
+        budget,
     )
 
 

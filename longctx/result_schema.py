@@ -26,6 +26,7 @@ class _Variables(BaseModel):
     BATCH_SIZE: int = 1
     KEEP_TOKENS: int | None = None
     PRUNE_EVERY: int | None = None
+    KV_BUDGET: str = "uniform"
     KV_QUANT: str = "none"
     DTYPE: str = ""
 

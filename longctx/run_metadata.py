@@ -79,14 +79,15 @@ def run_meta(
 def run_id(settings: Settings, model: str, n_samples: int) -> str:
     """Name of a run and of its files: letters, digits, dots, dashes and underscores only.
 
-    It tells the data set, what is kept of the cache, the scope and the cache's format where these
-    are not the defaults.
+    It tells the data set, what is kept of the cache, the budget, the scope and the cache's format
+    where these are not the defaults.
     """
     default, kept = type(settings), []
     if settings.kv_mode != "none" and settings.keep_tokens is not None:
         kept.append(f"{settings.keep_tokens}tokens")
     elif settings.kv_mode != "none" and settings.keep_ratio != default.keep_ratio:
         kept.append(f"{settings.keep_ratio:g}")
+    kept += [settings.kv_budget] if settings.kv_budget != default.kv_budget else []
     kept += [settings.kv_scope] if settings.kv_scope != default.kv_scope else []
     kept += [settings.kv_quant] if settings.kv_quant != default.kv_quant else []
     data_set = re.sub(r"\.(jsonl?|parquet)$", "", Path(settings.dataset_id).name)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from kv_compression import attention, methods, quantized
+from kv_compression import attention, budgets, methods, quantized
 from longctx import quantization
 from longctx.config import variable
 
@@ -55,19 +55,26 @@ class Settings:
     max_new_tokens: Count = variable(64, "longest answer in tokens", of="request")
     kv_mode: str = _kv_cache(
         "none",
-        "how the prompt's KV cache is pruned; a list, as also in KEEP_RATIO and KEEP_TOKENS, is "
-        "run in all combinations, and with the full cache",
+        "how the prompt's KV cache is pruned; a list, as also in KEEP_RATIO, KEEP_TOKENS and "
+        "KV_BUDGET, is run in all combinations, and with the full cache",
         choices=lambda: ("none", *methods.names()),
     )
     keep_ratio: Annotated[float, Gt(0), Le(1)] = _kv_cache(
         0.7,
-        "fraction of the prompt's tokens kept in each layer that attends to all of them; windows "
-        "and states stay whole",
+        "fraction of the prompt's tokens kept, on average, in each head and layer that attends to "
+        "all of them; windows and states stay whole",
         unused_when=("KV_MODE", "none"),
     )
     keep_tokens: PositiveInt | None = _kv_cache(
         None,
-        "tokens of the prompt kept in each layer, in place of KEEP_RATIO",
+        "tokens of the prompt kept so, in place of KEEP_RATIO",
+        unused_when=("KV_MODE", "none"),
+    )
+    kv_budget: str = _kv_cache(
+        "uniform",
+        "how what is kept is shared out: `uniform`; `pyramid`, less in later layers; `adakv`, a "
+        "layer's heads compete by their scores; `whole_model`, all layers' do",
+        choices=budgets.names,
         unused_when=("KV_MODE", "none"),
     )
     prune_after: NaturalInt = _kv_cache(
@@ -84,7 +91,7 @@ class Settings:
     )
     share_prefill: str = _kv_cache(
         "on",
-        "where KV_MODE, KEEP_RATIO or KEEP_TOKENS are lists: read each prompt once for all caches; "
+        "where KV_MODE and its companions are lists: read each prompt once for all caches; "
         "with KV_SCOPE=context: read a document once for all its questions; `off`: measure each by "
         "itself",
         choices=("on", "off"),

@@ -127,6 +127,8 @@ def label(meta: dict[str, Any]) -> str:
     if values["KV_MODE"] != "none":
         kept = values.get("KEEP_TOKENS") or f"{values['KEEP_RATIO']:g}"
         parts[-1] += f" {kept}"
+        if values.get("KV_BUDGET", "uniform") != "uniform":
+            parts[-1] += f" {values['KV_BUDGET']}"
         if values["KV_SCOPE"] != "prompt":
             parts[-1] += f" ({values['KV_SCOPE']})"
         if values.get("PRUNE_EVERY"):

@@ -65,4 +65,5 @@ def _label(run: Run) -> str:
     settings = run.settings
     if settings.kv_mode == "none":
         return "none"
-    return f"{settings.kv_mode} {settings.keep_tokens or settings.keep_ratio}"
+    budget = "" if settings.kv_budget == "uniform" else f" {settings.kv_budget}"
+    return f"{settings.kv_mode} {settings.keep_tokens or settings.keep_ratio}{budget}"

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from kv_compression import attention, methods, plugins
+from kv_compression import attention, budgets, methods, plugins
 from kv_compression.generation import generate
 from kv_compression.pruning import Pruning
 from longctx import quantization
@@ -22,6 +22,7 @@ FILES = docs.files(TEXT)
 PLUGINS = {
     "kv_compression/attention/sdpa_math.py": attention,
     "kv_compression/methods/vatp.py": methods,
+    "kv_compression/budgets/halves.py": budgets,
     "longctx/quantization/bnb8_mlp.py": quantization,
 }
 
@@ -73,6 +74,7 @@ def test_every_example_is_tested():
         "A data set",
         "An attention backend",
         "A KV method",
+        "A KV budget",
         "A quantization",
         "A FlexAttention mask",
     ]
@@ -120,7 +122,9 @@ def test_an_attention_backend_computes_what_eager_does(installed):
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("heading", ["An attention backend", "A KV method", "A quantization"])
+@pytest.mark.parametrize(
+    "heading", ["An attention backend", "A KV method", "A KV budget", "A quantization"]
+)
 def test_a_plug_in_is_chosen_by_its_files_name(heading, installed, tiny_folder, tmp_path):
     ((path, settings),) = variables(heading, tmp_path / "bin")
     assert path == "narrativeqa_eval.py"
@@ -137,6 +141,12 @@ def test_a_plug_in_is_chosen_by_its_files_name(heading, installed, tiny_folder, 
         for row in full["rows"]:
             prompt = row["samples"][0]["prompt_tokens"]
             assert row["stored_tokens_per_layer"] == [prompt, prompt, -(-prompt // 2)]
+
+
+def test_the_kv_budget_adds_up(installed):
+    halves = budgets.budget_class("halves")()
+    assert [halves.of_layer(9, 40, place, 5) for place in range(5)] == [13, 13, 9, 5, 5]
+    assert [halves.of_layer(21, 40, place, 2) for place in range(2)] == [21, 21]
 
 
 def test_the_kv_methods_parameter_and_score(installed):
