@@ -2,8 +2,8 @@
 
     python benchmarks/decode.py
 
-For each batch size, length of the prompts, share of their cache kept in every layer, and way to
-run the step:
+For each batch size, length of the prompts, share of their cache kept, KV budget, and way to run the
+step:
 `eager` (the model's forward, kernel by kernel), `graph` (one captured CUDA graph), `compiled` (the
 same of a compiled step). A figure is the median over requests of the time of the decode loop over
 its steps; each request has random prompts of its own. The limit is the bytes that a step must read,
@@ -53,7 +53,9 @@ def measure(
             _measure.prompt(model, batch, context_tokens),
             backend=arguments.backend,
             max_new_tokens=new_tokens,
-            pruning=_measure.pruning(arguments.kv_mode, case["keep_ratio"], skip_layers=()),
+            pruning=_measure.pruning(
+                arguments.kv_mode, case["keep_ratio"], skip_layers=(), budget=case["budget"]
+            ),
             graphs=graphs,
             prefill_chunk=None if layered.reason_unsupported(model) else _PREFILL_ROWS,
         )
@@ -88,14 +90,17 @@ def run(arguments: argparse.Namespace, report: Report) -> None:
     model = _measure.load(arguments.model, arguments.dtype, arguments.quant)
     for mode in arguments.modes:
         graphs = _measure.graphs(model, mode)
-        for batch, context_tokens, keep_ratio in itertools.product(
-            arguments.batches, arguments.contexts, arguments.keep
+        for batch, context_tokens, keep_ratio, budget in itertools.product(
+            arguments.batches, arguments.contexts, arguments.keep, arguments.budgets
         ):
+            if keep_ratio == 1 and budget != arguments.budgets[0]:
+                continue
             case = {
                 "mode": mode,
                 "batch": batch,
                 "context_tokens": context_tokens,
                 "keep_ratio": keep_ratio,
+                "budget": budget,
                 "quant_mode": arguments.quant,
             }
             report.add(case, partial(measure, model, graphs, case, arguments, report.limits))
@@ -113,7 +118,7 @@ def lines(written: Row) -> Lines:
             [
                 f"{row['batch']}",
                 f"{row['context_tokens']:,}",
-                _report.share(row["keep_ratio"]),
+                _kept(row),
                 row["mode"],
                 *_report.cells(row, ("ms_per_token", 2), ("tok_per_s", 1)),
                 number_text(gain, 2),
@@ -123,6 +128,13 @@ def lines(written: Row) -> Lines:
             ]
         )
     return table
+
+
+def _kept(row: Row) -> str:
+    """The share kept, and the budget where heads or layers do not get the same."""
+    budget = row.get("budget", "uniform")
+    share = _report.share(row["keep_ratio"])
+    return share if budget == "uniform" or row["keep_ratio"] == 1 else f"{share} {budget}"
 
 
 def _key(row: Row) -> tuple[int, int, float, str]:
@@ -137,6 +149,9 @@ def main() -> None:
     parser.add_argument("--keep", type=_report.ratios, default=[1.0, 0.25], help="shares kept")
     parser.add_argument("--modes", type=_report.names, default=_measure.MODES)
     parser.add_argument("--kv-mode", default="l2", help="the method that prunes")
+    parser.add_argument(
+        "--budgets", type=_report.names, default=["uniform"], help="how what is kept is shared out"
+    )
     parser.add_argument("--backend", default="sdpa", help="the attention backend")
     parser.add_argument("--quant", default="none", help="a QUANT_MODE")
     parser.add_argument("--new-tokens", type=int, default=65, help="of a request; 2 or more")

@@ -92,7 +92,7 @@ def test_no_two_requests_share_a_prompt(monkeypatch):
     real = decode.generate
     monkeypatch.setattr(decode, "generate", generate)
     arguments = argparse.Namespace(backend="sdpa", kv_mode="l2", new_tokens=3, repeats=3)
-    case = {"batch": 1, "context_tokens": 50, "keep_ratio": 0.5}
+    case = {"batch": 1, "context_tokens": 50, "keep_ratio": 0.5, "budget": "uniform"}
     decode.measure(tiny(), None, case, arguments, dict.fromkeys(LIMITS, 1.0))
     assert len(seen) == 4
     assert all(len(set(tokens[0].tolist())) > 25 for tokens in seen)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import narrativeqa_eval
-from kv_compression import decode_graph, methods
+from kv_compression import budgets, decode_graph, methods
 from kv_compression.attention import backend
+from kv_compression.budgets import budget_class
 from kv_compression.decode_graph import CannotBeCapturedError, DecodeGraphs
 from kv_compression.generation import generate
 from kv_compression.methods import method_class
@@ -109,14 +110,21 @@ def test_results_say_how_tokens_were_made(tiny_folder, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["none", *methods.names()])
-def test_tokens_are_those_of_the_eager_loop(name, exact_products):
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        *((name, "uniform") for name in ("none", *methods.names())),
+        *(("l2", budget) for budget in budgets.names()),
+    ],
+)
+def test_tokens_are_those_of_the_eager_loop(name, budget, exact_products):
     model = tiny(heads=6, kv_heads=2).cuda()
     graphs, lengths = DecodeGraphs(model), [37, 5, 131, 2]
     input_ids, mask = batch(lengths)
     pruning = None
     if name != "none":
-        pruning = Pruning(method_class(name)(), 0.4, prune_after=6, skip_layers=(0,))
+        shared = budget_class(budget)()
+        pruning = Pruning(method_class(name)(), 0.4, 6, skip_layers=(0,), budget=shared)
     for attention in ("eager", "sdpa", "flex"):
         for questions in (None, [9, 1, 30, 1]):
             options = {
