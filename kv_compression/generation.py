@@ -158,7 +158,7 @@ def answered(
     choice_tokens: Sequence[int] = (),
 ) -> Generation:
     """Decode after `first`, inside `use_attention`; the whole of what became of the request."""
-    cache, devices = forward.cache, {parameter.device for parameter in forward.model.parameters()}
+    cache = forward.cache
     cache_bytes = cache.stored_bytes()
     stored_tokens = [layer.stored_tokens for layer in cache.attention_layers]
     capture_ms = 0.0
@@ -167,7 +167,7 @@ def answered(
         kernels["decode"] |= graphs.kernels
     memory.restart()
     answers, decode_ms = _decode(forward, first, max_new_tokens, stop_tokens, graphs, on_tokens)
-    synchronize(devices)
+    synchronize(memory.devices)
     compressed_ms = compress_ms()
     return Generation(
         new_tokens=answers,

@@ -118,6 +118,8 @@ def each_row_by_its_length(model: PreTrainedModel, cache: PrunedCache) -> Iterat
 
 
 def _modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    if kind(model.config) is None:
+        return []
     return [
         module
         for module in model.modules()

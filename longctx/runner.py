@@ -156,6 +156,7 @@ class Run:
 
     def context(self, started: Started, context_tokens: int) -> ContextRun:
         """The requests of a context length."""
+        self.shared.has_run = True
         samples = self.samples[context_tokens]
         pairs = started.requests.pairs(context_tokens, samples)
         started.summaries.n_left_out[context_tokens] = len(samples) - len(pairs)

@@ -29,12 +29,16 @@ class SharedResources:
 
     keeps_prompts: keep every prompt made, for the next run over the same samples. Of models only
     the last one is kept, so that two never share the memory.
+
+    has_run: requests were made since a model was handed out; what they left is let go before the
+        next run.
     """
 
     def __init__(self, *, keeps_prompts: bool = False):
         self._keeps_prompts = keeps_prompts
         self._made: dict[Any, Any] = {}
         self._models: dict[Any, tuple[PreTrainedModel, Loading]] = {}
+        self.has_run = False
 
     def source(self, settings: Settings) -> ModelSource:
         """Tokenizer and config. Raises SettingError."""
@@ -80,7 +84,9 @@ class SharedResources:
         seed = settings.seed if source.is_random else None
         key = _values(settings, "model"), quantization, seed
         if key in self._models:
-            free_memory()
+            if self.has_run:
+                free_memory()
+                self.has_run = False
             return self._models[key]
         self._models.clear()
         try:

