@@ -46,7 +46,7 @@ def reader() -> Any:
         def map_wn(self, version: str = "wordnet") -> None:
             """No map of other languages' words to this WordNet's."""
 
-        @lru_cache(_WORDS)
+        @lru_cache(_WORDS)  # noqa: B019 the reader lives as long as the process
         def synsets(self, word: str) -> list[Any]:
             """Those of a word, in every part of speech; answers to one question share words."""
             found: list[Any] = super().synsets(word)

@@ -28,7 +28,9 @@ class ScriptedMemory:
 
     phase = 0
 
-    def __init__(self, devices):
+    devices = ()
+
+        def __init__(self, devices):
         pass
 
     def restart(self):
