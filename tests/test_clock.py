@@ -27,10 +27,9 @@ class ScriptedMemory:
     """Peaks of two phases, in tensors; the allocator holds most in the first."""
 
     phase = 0
-
     devices = ()
 
-        def __init__(self, devices):
+    def __init__(self, devices):
         pass
 
     def restart(self):
