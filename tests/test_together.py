@@ -67,6 +67,36 @@ def test_rows_are_those_of_runs_of_their_own(tiny_folder, tmp_path, scope):
         assert full["run_meta"]["fingerprint"] != own["run_meta"]["fingerprint"]
 
 
+def test_budgets_are_a_list_too(tiny_folder, tmp_path):
+    lists = {"KV_MODE": "l2", "KEEP_RATIO": "0.25", "KV_BUDGET": "uniform,adakv,whole_model"}
+    changes = SETTINGS | lists | {"KV_SCOPE": "context", "CONTEXTS": "200", "N_SAMPLES": "3"}
+    cli.main(narrativeqa_eval.TASK, "", environ(tiny_folder, tmp_path / "together", **changes))
+    found = {}
+    for path in (tmp_path / "together").glob("*_full.json"):
+        full = json.loads(path.read_text())
+        variables = full["run_meta"]["variables"]
+        found[variables["KV_MODE"], variables["KV_BUDGET"]] = full
+    assert set(found) == {
+        ("none", "uniform"),
+        *(("l2", name) for name in lists["KV_BUDGET"].split(",")),
+    }
+    for (mode, budget), full in found.items():
+        own = changes | {"KV_MODE": mode, "KV_BUDGET": budget}
+        if mode == "none":
+            own = {
+                name: value
+                for name, value in own.items()
+                if name not in ("KV_BUDGET", "KEEP_RATIO")
+            }
+        rows = run(tiny_folder, tmp_path / f"{mode}-{budget}", **own)["rows"]
+        assert [plain(row) for row in full["rows"]] == [plain(row) for row in rows]
+        if mode != "none":
+            held = {row["kv_cache_gb"] for row in full["rows"]}
+            assert max(held) < 0.7 * max(
+                row["kv_cache_gb"] for row in found["none", "uniform"]["rows"]
+            )
+
+
 def test_each_prompt_is_read_once(tiny_folder, tmp_path, monkeypatch):
     real, read = shared_prefill.read_prompt, []
     monkeypatch.setattr(
