@@ -7,10 +7,11 @@
 kvpress needs an older transformers, so its half of the script runs in an environment of its own.
 Both halves prefill the same tokens through the built-in model in float32 and choose, in every layer
 and head, which tokens stay. kvpress keeps int(n * keep_ratio) of n tokens and we keep
-ceil(keep_ratio * n); so that choices and not counts are compared, both keep our number here, and
-of whole chunks, of which kvpress cuts none, both its number. leverage maps keys by the same random
-numbers in both. Prints and writes how many choices differ, for each method and ratio, and how far
-apart kvpress's scores of the tokens in question are: 0 where all are ties.
+ceil(keep_ratio * n); so that choices and not counts are compared, both keep our number here. Of
+whole chunks, of which kvpress cuts none, and of a pyramid's layers, which it rounds one by one,
+both keep its number. Where a layer's heads compete they are taken together. leverage maps keys by the
+same random numbers in both. Prints and writes how many choices differ, for each method and
+ratio, and how far apart kvpress's scores of the tokens in question are: 0 where all are ties.
 """
 
 import argparse
@@ -40,6 +41,11 @@ PRESSES = {
     "leverage": "LeverageScorePress",
     "h2o": "ObservedAttentionPress",
     "chunkkv": "ChunkKVPress",
+    "snapkv pyramid": "PyramidKVPress",
+    "snapkv adakv": "AdaKVPress",
+    "l2 adakv": "AdaKVPress",
+    "keydiff adakv": "AdaKVPress",
+    "expected_attention adakv": "AdaKVPress",
 }
 Choices = dict[str, dict[float, list[torch.Tensor]]]
 
@@ -72,11 +78,17 @@ def oracle(folder: str, tokens: list[int], maps: list[torch.Tensor], result: Pat
                 count = math.ceil(ratio * len(tokens))
                 press = made(name, 1 - (count + 0.5) / len(tokens))
                 attended = output[1] if name == "h2o" else None
-                scorer = press if name != "chunkkv" else press.press
+                scorer = getattr(press, "press", press)
                 inputs = (module, kwargs["hidden_states"], cache.keys, cache.values, attended)
                 with drawn(maps[module.layer_idx]):
                     found = scorer.score(*inputs, kwargs)[0].float()
-                if name == "chunkkv":
+                if name.endswith("adakv"):
+                    kept[name][ratio].append(of_heads_that_compete(press, module, inputs, kwargs))
+                    found = found.flatten()[None]
+                elif name == "snapkv pyramid":
+                    count = press.get_layer_budget(module, len(tokens))
+                    kept[name][ratio].append(found.topk(count, dim=-1).indices)
+                elif name == "chunkkv":
                     # It hands out no indices; places in place of values tell which stay.
                     places = torch.arange(len(tokens), dtype=torch.float32)
                     places = places[:, None].expand_as(cache.values)
@@ -89,6 +101,9 @@ def oracle(folder: str, tokens: list[int], maps: list[torch.Tensor], result: Pat
     def made(name: str, ratio: float) -> Any:
         if name == "chunkkv":
             return kvpress.ChunkKVPress(kvpress.SnapKVPress(compression_ratio=ratio))
+        if name.endswith(" adakv"):
+            scorer = PRESSES[name.removesuffix(" adakv")]
+            return kvpress.AdaKVPress(getattr(kvpress, scorer)(compression_ratio=ratio))
         return getattr(kvpress, PRESSES[name])(compression_ratio=ratio)
 
     for layer in model.model.layers:
@@ -97,6 +112,19 @@ def oracle(folder: str, tokens: list[int], maps: list[torch.Tensor], result: Pat
     model(torch.tensor([tokens]), past_key_values=DynamicCache(config=model.config))
     version = metadata.version("kvpress")
     torch.save({"scores": scores, "kept": kept, "version": version}, result)
+
+
+def of_heads_that_compete(press: Any, module: Any, inputs: Any, kwargs: Any) -> torch.Tensor:
+    """(1, kept) int64, head * S + token: what an AdaKVPress leaves of a layer."""
+    _, hidden, keys, values, _ = inputs
+    module.config._attn_implementation = "sdpa"  # which it asks for, and does not call
+    press.compress(module, hidden, keys, values, None, kwargs)
+    module.config._attn_implementation = "eager"
+    _, heads, tokens = module.masked_key_indices
+    module.masked_key_indices = None  # else the next forward masks them
+    left = torch.ones(keys.shape[1:3], dtype=torch.bool)
+    left[heads, tokens] = False
+    return left.flatten().nonzero().T
 
 
 @contextmanager
@@ -121,11 +149,12 @@ def our_choices(folder: str, tokens: list[int], theirs: Choices) -> Choices:
 
     As many as `theirs`.
     """
+    from kv_compression.budgets.adakv import Budget as AdaKV
     from kv_compression.generation import generate
     from kv_compression.layer import PrunedLayer
     from kv_compression.methods import StoredLayer, method_class
     from kv_compression.rotary import rotations
-    from kv_compression.selection import select
+    from kv_compression.selection import select, select_pooled
 
     model = load(folder, "sdpa")
     choices: Choices = {name: {ratio: [] for ratio in KEEP_RATIOS} for name in PRESSES}
@@ -136,10 +165,15 @@ def our_choices(folder: str, tokens: list[int], theirs: Choices) -> Choices:
             self.keys, self.values, places[None], queries, places, scaling, self.layer_idx, rotary
         )
         for name, by_ratio in choices.items():
-            scores = method_class(name)().score(layer)
+            method, _, budget = name.partition(" ")
+            scores = method_class(method)().score(layer)
             for ratio in KEEP_RATIOS:
                 count = theirs[name][ratio][self.layer_idx].shape[1]
-                by_ratio[ratio].append(select(scores, None, [count]).index[0])
+                if budget == "adakv":
+                    least = [AdaKV().guaranteed(count // scores.shape[1])]
+                    by_ratio[ratio].append(select_pooled(scores, None, [count], least).index)
+                else:
+                    by_ratio[ratio].append(select(scores, None, [count]).index[0])
         keep_all(self, queries, scaling, *others)
 
     rotaries = list(rotations(model).values())
