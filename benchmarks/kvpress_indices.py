@@ -9,8 +9,8 @@ Both halves prefill the same tokens through the built-in model in float32 and ch
 and head, which tokens stay. kvpress keeps int(n * keep_ratio) of n tokens and we keep
 ceil(keep_ratio * n); so that choices and not counts are compared, both keep our number here. Of
 whole chunks, of which kvpress cuts none, and of a pyramid's layers, which it rounds one by one,
-both keep its number. Where a layer's heads compete they are taken together. leverage maps keys by the
-same random numbers in both. Prints and writes how many choices differ, for each method and
+both keep its number. Where a layer's heads compete they are taken together. leverage maps keys by
+the same random numbers in both. Prints and writes how many choices differ, for each method and
 ratio, and how far apart kvpress's scores of the tokens in question are: 0 where all are ties.
 """
 
