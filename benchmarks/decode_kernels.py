@@ -179,21 +179,20 @@ def measure_attention(rows: int, stored: int, limits: Row) -> Row:
         layer.storage = Storage(layer.keys, layer.values, stored + 8)
         layer.storage.append(layer.keys[:, :, :stored], layer.values[:, :, :stored], None)
         layers.append(layer)
-    tables = {programs: LayerTable.of(layers, programs) for programs in (1, 2, 3, 4)}
+    table = LayerTable.of(layers)
     qkv = torch.randn(rows, _HIDDEN + 2 * _KV_DIM, dtype=torch.bfloat16, device="cuda")
     q, k, v = qkv.split([_HIDDEN, _KV_DIM, _KV_DIM], dim=1)
     transform = HeadTransform(*torch.randn(2, rows, _HEAD_DIM, dtype=torch.bfloat16, device="cuda"))
     options: dict[str, Any] = {"head_dim": _HEAD_DIM, "scaling": 0.088, "transform": transform}
 
-    def attended(launch: int, programs: int, split: WorkSplit) -> torch.Tensor:
-        return attend(q, k, v, tables[programs], launch % copies, split=split, **options)
+    def attended(launch: int, split: WorkSplit) -> torch.Tensor:
+        return attend(q, k, v, table, launch % copies, split=split, **options)
 
     timed = {}
-    for tokens, programs, stages in itertools.product((32, 64, 128), tables, (2, 3, 4)):
+    for tokens, programs, stages in itertools.product((32, 64, 128), (1, 2, 3, 4), (2, 3, 4)):
         if tokens * _HEAD_DIM * 4 * stages * programs <= _SHARED_BYTES:
-            split = WorkSplit(tokens, num_stages=stages)
-            choice = f"{split}, {programs} programs a processor"
-            timed[choice] = milliseconds(partial(attended, programs=programs, split=split))
+            split = WorkSplit(tokens, programs, num_stages=stages)
+            timed[str(split)] = milliseconds(partial(attended, split=split))
     return fastest(4 * rows * _KV_DIM * stored, timed, limits)
 
 

@@ -19,6 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 from kv_compression import decode_graph
 from kv_compression.budgets.adakv import Budget as AdaKV
 from kv_compression.decode_graph import DecodeGraphs
+from kv_compression.decode_graph import attention as decode_attention
 from kv_compression.decode_graph import table as decode_table
 from kv_compression.decode_graph.attention import HeadTransform, WorkSplit, attend
 from kv_compression.decode_graph.fused_layer import FusedLayer
@@ -160,12 +161,13 @@ def test_attention_of_a_new_token_is_that_of_float64(
     has_sinks, counts, monkeypatch,
 ):  # fmt: skip
     # More of them than pairs, and not a multiple.
-    monkeypatch.setattr(decode_table, "processors", lambda _: 5)
+    for module in (decode_table, decode_attention):
+        monkeypatch.setattr(module, "processors", lambda _: 5)
     torch.manual_seed(stored)
     options, group = {"dtype": dtype, "device": DEVICE}, heads // kv_heads
     shapes = [(rows, kv_heads, stored + 3 * layer, head_dim) for layer in range(2)]
     made = [stored_layer(shape, starts, counts, window, options) for shape in shapes]
-    table = LayerTable.of([layer for layer, _ in made], per_processor=2 if counts else 1)
+    table = LayerTable.of([layer for layer, _ in made])
     transform = None
     if turned:
         gains = torch.rand(2, head_dim, device=DEVICE) + 0.5 if has_norm else (None, None)

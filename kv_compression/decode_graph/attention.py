@@ -1,30 +1,40 @@
 """Attention of one new token a row over a stored cache, split along its length (Flash-Decoding).
 
 Where a layer's keys and values lie, how many there are and where each row begins is read from a
-`LayerTable` on the device, so one captured launch serves every cache; heads that store more have
-more programs. A group's query heads are
+`LayerTable` on the device, so one captured launch serves every cache; of heads that store different
+numbers of tokens, longer ones have more programs. A group's query heads are
 rows of one product, so that a key is read once; nothing is masked but the end of a part's last
 block. The new token's own key and value take part from registers and are written behind the others.
 
 After Dao et al., "Flash-Decoding for long-context inference" (2023).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from kv_compression.decode_graph.attention_kernels import attend_part, merge_parts
+from kv_compression.decode_graph.attention_kernels import (
+    attend_part,
+    merge_parts,
+    merge_ragged_parts,
+)
 from kv_compression.decode_graph.dependent_launch import options as launch_options
-from kv_compression.decode_graph.table import LayerTable, programs
+from kv_compression.decode_graph.table import LayerTable, processors, programs
 
 
 @dataclass(frozen=True)
 class WorkSplit:
-    """How a program takes its stored tokens: so many in a step of its loop."""
+    """How the stored tokens are shared out among programs.
+
+    tokens: in a step of a program's loop.
+    per_processor: programs for each of the GPU's multiprocessors, where heads store as many.
+    """
 
     tokens: int = 64
+    per_processor: int = 1
     num_warps: int = 4
     num_stages: int = 3
 
@@ -67,20 +77,21 @@ def attend(
     transform: the rotation, and the norm, that q and k still need; None when they had them.
     softcap, sinks: see `kv_compression.attention.Backend`.
     """
-    batch, heads = k.shape[0], k.shape[1] // head_dim
+    batch, heads, pairs = k.shape[0], k.shape[1] // head_dim, table.pairs
     query_heads = q.shape[1] // head_dim
-    pairs, group = table.places.shape[1], query_heads // heads
-    count = programs(q.device, batch * heads, table.per_processor)
-    part_out = q.new_empty(count * group, head_dim, dtype=torch.float32)
-    part_max = q.new_empty(count * group, dtype=torch.float32)
+    count = max(1, split.per_processor * processors(q.device) // (batch * heads))
+    grid = (batch * heads, count) if pairs is None else (programs(q.device, batch * heads),)
+    parts = math.prod(grid) * query_heads // heads
+    part_out = q.new_empty(parts, head_dim, dtype=torch.float32)
+    part_max = q.new_empty(parts, dtype=torch.float32)
     part_sum = torch.empty_like(part_max)
-    padded_dim = triton.next_power_of_2(head_dim)
+    padded_dim, group = triton.next_power_of_2(head_dim), query_heads // heads
     rotation = (q, q) if transform is None else (transform.cos, transform.sin)
     gains: tuple[torch.Tensor, torch.Tensor] = (q, q)
     has_norm = transform is not None and transform.q_gain is not None
     if transform is not None and transform.q_gain is not None and transform.k_gain is not None:
         gains = (transform.q_gain, transform.k_gain)
-    attend_part[(count,)](
+    attend_part[grid](
         q,
         k,
         v,
@@ -92,17 +103,20 @@ def attend(
         0.0 if transform is None else transform.eps,
         scaling,
         softcap or 1.0,
-        table.places,
-        table.splits,
-        table.owners,
+        table.addresses,
+        table.starts,
+        *((table.starts,) * 3 if pairs is None else (pairs.places, pairs.splits, pairs.owners)),
         table.added,
         layer,
         part_out,
         part_max,
         part_sum,
-        pairs,
-        table.owners.shape[1],
-        pairs // batch,
+        batch,
+        count if pairs is None else pairs.owners.shape[1],
+        0 if pairs is None else pairs.places.shape[1],
+        0 if pairs is None else pairs.places.shape[1] // batch,
+        RAGGED=pairs is not None,
+        H=heads,
         G=group,
         D=head_dim,
         R=0 if transform is None else transform.cos.shape[-1],
@@ -117,22 +131,24 @@ def attend(
         **launch_options(q.device),
     )
     out = q.new_empty(batch, query_heads * head_dim)
-    merge_parts[(batch * query_heads,)](
-        part_out,
-        part_max,
-        part_sum,
-        part_sum if sinks is None else sinks,
-        out,
-        table.splits,
-        layer,
-        pairs,
-        pairs // batch,
-        query_heads,
-        G=group,
-        D=head_dim,
-        DP=padded_dim,
-        PARTS=triton.next_power_of_2(count // (batch * heads)),
-        SINKS=sinks is not None,
-        **launch_options(q.device),
-    )
+    found = part_out, part_max, part_sum, part_sum if sinks is None else sinks, out
+    options = {"D": head_dim, "DP": padded_dim, "SINKS": sinks is not None}
+    options |= launch_options(q.device)
+    most = triton.next_power_of_2(math.prod(grid) // (batch * heads))
+    if pairs is None:
+        merge_parts[(batch * query_heads,)](
+            *found, query_heads, PARTS=count, PARTS_P=most, **options
+        )
+    else:
+        merge_ragged_parts[(batch * query_heads,)](
+            *found,
+            pairs.splits,
+            layer,
+            pairs.places.shape[1],
+            pairs.places.shape[1] // batch,
+            query_heads,
+            G=group,
+            PARTS=most,
+            **options,
+        )
     return out

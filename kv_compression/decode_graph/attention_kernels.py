@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 
 from kv_compression.decode_graph.dependent_launch import after_previous, start_next
-from kv_compression.decode_graph.table import COLUMNS
+from kv_compression.decode_graph.table import COLUMNS, PLACE_COLUMNS
 
-_COLUMNS = tl.constexpr(COLUMNS)
+_COLUMNS, _PLACE_COLUMNS = tl.constexpr(COLUMNS), tl.constexpr(PLACE_COLUMNS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -49,27 +49,63 @@ def _parts(splits, layer, pairs, pair):
     return tl.load(known), tl.load(known + 1)
 
 
-@triton.jit(do_not_specialize=["layer"])
-def attend_part(  # noqa: PLR0915
-    q, k, v, q_stride, k_stride, v_stride, cos, sin, q_gain, k_gain, eps, scaling,
-    softcap, places, splits, owners, added, layer, part_out, part_max, part_sum, pairs, programs,
-    heads, G: tl.constexpr, D: tl.constexpr, R: tl.constexpr, NORM: tl.constexpr,
-    CAPPED: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr, TYPE: tl.constexpr,
-    PDL: tl.constexpr,
+@triton.jit
+def _place_of_equal_heads(
+    addresses, starts, layer, batch, row, head, stored, TYPE: tl.constexpr
 ):  # fmt: skip
-    """One part of one key/value head: its output, not yet divided, its maximum and its sum."""
-    # The table does not change within a step, nor do the tokens stored before it.
-    program = tl.program_id(0)
-    pair = tl.load(owners + layer * programs + program)
-    first_of_pair, end_of_pair = _parts(splits, layer, pairs, pair)
-    part, parts = program - first_of_pair, end_of_pair - first_of_pair
-    row, head = pair // heads, pair % heads
-    known = places + (layer * pairs + pair) * _COLUMNS
-    # Storage is allocated in whole vectors, and a token's are D numbers, a multiple of 16.
+    """A pair's keys, values, first token that is seen and newest one, `stored` tokens later."""
+    known = addresses + layer * _COLUMNS
+    keys = tl.load(known).to(tl.pointer_type(TYPE))
+    values = tl.load(known + 1).to(tl.pointer_type(TYPE))
+    row_stride, head_stride = tl.load(known + 2), tl.load(known + 3)
+    newest = (tl.load(known + 4) + stored).to(tl.int32)
+    window = tl.load(known + 5)
+    first = tl.maximum(tl.load(starts + layer * batch + row), newest + 1 - window).to(tl.int32)
+    # Storage is allocated in whole vectors and strides are multiples of D.
+    keys = tl.multiple_of(keys, 16) + row * tl.multiple_of(row_stride, 16)
+    values = tl.multiple_of(values, 16) + row * tl.multiple_of(row_stride, 16)
+    keys += head * tl.multiple_of(head_stride, 16)
+    values += head * tl.multiple_of(head_stride, 16)
+    return keys, values, first, newest
+
+
+@triton.jit
+def _place(places, layer, pairs, pair, stored, TYPE: tl.constexpr):
+    """The same of a pair that has a place of its own."""
+    known = places + (layer * pairs + pair) * _PLACE_COLUMNS
     keys = tl.multiple_of(tl.load(known).to(tl.pointer_type(TYPE)), 16)
     values = tl.multiple_of(tl.load(known + 1).to(tl.pointer_type(TYPE)), 16)
-    newest = (tl.load(known + 3) + tl.load(added)).to(tl.int32)
+    newest = (tl.load(known + 3) + stored).to(tl.int32)
     first = tl.maximum(tl.load(known + 2), newest + 1 - tl.load(known + 4)).to(tl.int32)
+    return keys, values, first, newest
+
+
+@triton.jit(do_not_specialize=["layer", "parts"])
+def attend_part(  # noqa: PLR0915
+    q, k, v, q_stride, k_stride, v_stride, cos, sin, q_gain, k_gain, eps, scaling,
+    softcap, addresses, starts, places, splits, owners, added, layer, part_out, part_max, part_sum,
+    batch, parts, pairs, most_heads,
+    RAGGED: tl.constexpr, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
+    NORM: tl.constexpr, CAPPED: tl.constexpr, DP: tl.constexpr, GP: tl.constexpr, BN: tl.constexpr,
+    TYPE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One part of one key/value head: its output, not yet divided, its maximum and its sum.
+
+    parts: of a pair; where heads differ, of all pairs that `owners` has room for.
+    """
+    # The table does not change within a step, nor do the tokens stored before it.
+    stored, program = tl.load(added), tl.program_id(0)
+    if RAGGED:
+        pair = tl.load(owners + layer * parts + program)
+        row, head = pair // most_heads, pair % most_heads
+        keys, values, first, newest = _place(places, layer, pairs, pair, stored, TYPE)
+        part, end_of_pair = _parts(splits, layer, pairs, pair)
+        part, parts = program - part, end_of_pair - part
+    else:
+        row, head, part = program // H, program % H, tl.program_id(1)
+        keys, values, first, newest = _place_of_equal_heads(
+            addresses, starts, layer, batch, row, head, stored, TYPE
+        )
 
     g, d = tl.arange(0, GP), tl.arange(0, DP)
     cos += row * R
@@ -116,20 +152,46 @@ def attend_part(  # noqa: PLR0915
         acc = acc * shrink[:, None] + weight[:, None] * new_value.to(tl.float32)[None, :]
         best = higher
     start_next(PDL)
-    line = program * G + g
+    line = program * G + g if RAGGED else (row * H * G + q_heads) * parts + part
     tl.store(part_max + line, best, mask=g < G)
     tl.store(part_sum + line, total, mask=g < G)
     inside = (g < G)[:, None] & (d < D)[None, :]
     tl.store(part_out + line[:, None] * D + d[None, :], acc, mask=inside)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit
 def merge_parts(
+    part_out, part_max, part_sum, sinks, out, heads,
+    D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr, PARTS_P: tl.constexpr,
+    SINKS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One query head: its parts, and its sink, weighted by their log-sum-exp."""
+    after_previous(PDL)
+    head = tl.program_id(0)
+    part, d = tl.arange(0, PARTS_P), tl.arange(0, DP)
+    line = head * PARTS + part
+    best = tl.load(part_max + line, mask=part < PARTS, other=-float("inf"))
+    total = tl.load(part_sum + line, mask=part < PARTS, other=0.0)
+    highest, of_sink = tl.max(best, axis=0), 0.0
+    if SINKS:
+        sink = tl.load(sinks + head % heads).to(tl.float32) * _LOG2_E
+        highest = tl.maximum(highest, sink)
+        of_sink = tl.exp2(sink - highest)
+    weight = tl.exp2(best - highest)
+    inside = (part < PARTS)[:, None] & (d < D)[None, :]
+    parts = tl.load(part_out + line[:, None] * D + d[None, :], mask=inside, other=0.0)
+    start_next(PDL)
+    merged = tl.sum(parts * weight[:, None], axis=0) / (tl.sum(total * weight, axis=0) + of_sink)
+    tl.store(out + head * D + d, merged.to(out.dtype.element_ty), mask=d < D)
+
+
+@triton.jit(do_not_specialize=["layer"])
+def merge_ragged_parts(
     part_out, part_max, part_sum, sinks, out, splits, layer, pairs, heads, query_heads,
     G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr,
     SINKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One query head: its parts, PARTS at a time, and its sink, weighted by their log-sum-exp."""
+    """The same where pairs have different numbers of parts, PARTS at a time."""
     row, head = tl.program_id(0) // query_heads, tl.program_id(0) % query_heads
     begin, end = _parts(splits, layer, pairs, row * heads + head // G)
     d = tl.arange(0, DP)

@@ -14,14 +14,12 @@ from kv_compression.decode_graph import experts
 from kv_compression.decode_graph.attention import attend
 from kv_compression.decode_graph.fused_layer import FusedLayer
 from kv_compression.decode_graph.linear import MOST_ROWS, linear
-from kv_compression.decode_graph.table import LayerTable, is_ragged
+from kv_compression.decode_graph.table import LayerTable, PairTable
 from kv_compression.decode_graph.weights import Weight
 from kv_compression.layer import PrunedLayer
 from kv_compression.replacements import attention_function, replaced_forwards
 
 _REGISTERED_NAME = "kv_compression_step"
-
-_PER_PROCESSOR = 3  # attention's programs for a GPU's multiprocessor, where heads differ
 
 
 class _NewTokens(Cache):
@@ -53,8 +51,7 @@ class DecodeStep:
         batch, device = layers[0].keys.shape[0], next(model.parameters()).device
         _register_operator()
         self.model = model
-        # Heads of unequal length are shared out the better, the more programs there are.
-        self._table = LayerTable.of(layers, _PER_PROCESSOR if is_ragged(layers) else 1)
+        self._table = LayerTable.of(layers)
         self._forward = compiled or model
         self._is_fused = compiled is None
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device)
@@ -166,15 +163,15 @@ class DecodeStep:
     ) -> tuple[torch.Tensor, None]:
         """What transformers calls in the attention of a layer that is not fused."""
         batch, query_heads, _one, head_dim = query.shape
+        pairs = self._table.pairs
         output = torch.ops.kv_compression.attend_new_token(
             query.reshape(batch, -1),
             key.reshape(batch, -1),
             value.reshape(batch, -1),
-            self._table.places,
-            self._table.splits,
-            self._table.owners,
+            self._table.addresses,
+            self._table.starts,
             self._table.added,
-            self._table.per_processor,
+            [] if pairs is None else [pairs.places, pairs.splits, pairs.owners],
             module.layer_idx,
             head_dim,
             head_dim**-0.5 if scaling is None else scaling,
@@ -199,11 +196,10 @@ def _register_operator() -> None:
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        places: torch.Tensor,
-        splits: torch.Tensor,
-        owners: torch.Tensor,
+        addresses: torch.Tensor,
+        starts: torch.Tensor,
         added: torch.Tensor,
-        per_processor: int,
+        pairs: list[torch.Tensor],
         layer: int,
         head_dim: int,
         scaling: float,
@@ -214,7 +210,7 @@ def _register_operator() -> None:
             q,
             k,
             v,
-            LayerTable(places, splits, owners, added, per_processor),
+            LayerTable(addresses, starts, added, PairTable(*pairs) if pairs else None),
             layer,
             head_dim=head_dim,
             scaling=scaling,
