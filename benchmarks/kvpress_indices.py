@@ -22,6 +22,7 @@ import tempfile
 import unittest.mock
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,13 @@ PRESSES = {
     "leverage": "LeverageScorePress",
     "h2o": "ObservedAttentionPress",
     "chunkkv": "ChunkKVPress",
+    "criticalkv": "CriticalKVPress",
     "snapkv pyramid": "PyramidKVPress",
     "snapkv adakv": "AdaKVPress",
     "l2 adakv": "AdaKVPress",
     "keydiff adakv": "AdaKVPress",
     "expected_attention adakv": "AdaKVPress",
+    "criticalkv adakv": "CriticalAdaKVPress",
 }
 Choices = dict[str, dict[float, list[torch.Tensor]]]
 
@@ -78,7 +81,7 @@ def oracle(folder: str, tokens: list[int], maps: list[torch.Tensor], result: Pat
                 count = math.ceil(ratio * len(tokens))
                 press = made(name, 1 - (count + 0.5) / len(tokens))
                 attended = output[1] if name == "h2o" else None
-                scorer = getattr(press, "press", press)
+                scorer = press if name == "criticalkv" else getattr(press, "press", press)
                 inputs = (module, kwargs["hidden_states"], cache.keys, cache.values, attended)
                 with drawn(maps[module.layer_idx]):
                     found = scorer.score(*inputs, kwargs)[0].float()
@@ -101,6 +104,8 @@ def oracle(folder: str, tokens: list[int], maps: list[torch.Tensor], result: Pat
     def made(name: str, ratio: float) -> Any:
         if name == "chunkkv":
             return kvpress.ChunkKVPress(kvpress.SnapKVPress(compression_ratio=ratio))
+        if name.startswith("criticalkv"):
+            return getattr(kvpress, PRESSES[name])(kvpress.SnapKVPress(compression_ratio=ratio))
         if name.endswith(" adakv"):
             scorer = PRESSES[name.removesuffix(" adakv")]
             return kvpress.AdaKVPress(getattr(kvpress, scorer)(compression_ratio=ratio))
@@ -150,6 +155,7 @@ def our_choices(folder: str, tokens: list[int], theirs: Choices) -> Choices:
     As many as `theirs`.
     """
     from kv_compression.budgets.adakv import Budget as AdaKV
+    from kv_compression.budgets.uniform import Budget as Uniform
     from kv_compression.generation import generate
     from kv_compression.layer import PrunedLayer
     from kv_compression.methods import StoredLayer, method_class
@@ -159,22 +165,28 @@ def our_choices(folder: str, tokens: list[int], theirs: Choices) -> Choices:
     model = load(folder, "sdpa")
     choices: Choices = {name: {ratio: [] for ratio in KEEP_RATIOS} for name in PRESSES}
 
-    def prune_if_due(self: Any, queries: torch.Tensor, scaling: float, *others: Any) -> None:
+    def prune_if_due(self: Any, attended: Any) -> None:
         places, rotary = torch.arange(len(tokens))[None], rotaries[self.layer_idx]
         layer = StoredLayer(
-            self.keys, self.values, places[None], queries, places, scaling, self.layer_idx, rotary
+            *(self.keys, self.values, places[None], attended.queries, places, attended.scaling),
+            *(self.layer_idx, rotary, model.model.layers[self.layer_idx].self_attn.o_proj.weight),
         )
         for name, by_ratio in choices.items():
             method, _, budget = name.partition(" ")
-            scores = method_class(method)().score(layer)
+            scores = None
             for ratio in KEEP_RATIOS:
                 count = theirs[name][ratio][self.layer_idx].shape[1]
+                heads = layer.keys.shape[1] if budget == "adakv" else 1
+                shared = AdaKV() if budget == "adakv" else Uniform()
+                known = replace(layer, counts=(count // heads,), budget=shared)
+                if scores is None or method == "criticalkv":  # whose scores depend on the count
+                    scores = method_class(method)().score(known)
                 if budget == "adakv":
-                    least = [AdaKV().guaranteed(count // scores.shape[1])]
+                    least = [AdaKV().guaranteed(count // heads)]
                     by_ratio[ratio].append(select_pooled(scores, None, [count], least).index)
                 else:
                     by_ratio[ratio].append(select(scores, None, [count]).index[0])
-        keep_all(self, queries, scaling, *others)
+        keep_all(self, attended)
 
     rotaries = list(rotations(model).values())
     keep_all = PrunedLayer.prune_if_due

@@ -18,10 +18,12 @@ import torch
 from transformers import PreTrainedModel
 
 from kv_compression import budgets, methods
+from kv_compression.attended import Attended
 from kv_compression.attention import Backend, backend, features, names
 from kv_compression.cache import PrunedCache
 from kv_compression.layer import PrunedLayer
 from kv_compression.layout import Layout
+from kv_compression.projection import output_weight
 from kv_compression.replacements import attention_function
 from kv_compression.rope_length import each_row_by_its_length
 from kv_compression.rotary import Rotary, rotations
@@ -207,7 +209,7 @@ def use_attention(
     ):
         raise ValueError(problem)
     kernels: dict[str, set[str]] = {"prefill": set(), "decode": set()}
-    needs_rotation = any(layer.needs_rotation for layer in cache.attention_layers)
+    needs_rotation = any(layer.needs("rotation") for layer in cache.attention_layers)
     active = _Active(chosen, cache, rotations(model) if needs_rotation else {}, kernels)
     with (
         each_row_by_its_length(model, cache),
@@ -238,8 +240,10 @@ def _forward(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = active.attend(layer, query, key, value, scaling, extras)
     # Latent attention stores what keys and values are made of.
-    attended = None if key.shape == layer.keys.shape else (key, value)
-    layer.prune_if_due(query, scaling, active.rotations.get(id(module)), attended)
+    made = None if key.shape == layer.keys.shape else (key, value)
+    weight = output_weight(module) if layer.needs("output_weight") else None
+    rotary = active.rotations.get(id(module))
+    layer.prune_if_due(Attended(query, scaling, rotary, made, weight))
     return output, None
 
 

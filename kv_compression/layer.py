@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
+from kv_compression.attended import NOTHING, Attended
 from kv_compression.incoming import NOTHING_SPECIAL, Incoming
 from kv_compression.layer_kinds import FULL, LayerKind
 from kv_compression.measure import Stopwatch
@@ -16,7 +17,6 @@ from kv_compression.prune_again import PruneAgain
 from kv_compression.pruning import Pruning
 from kv_compression.queries import LastQueries
 from kv_compression.ragged import QuantizedRaggedStorage, RaggedStorage
-from kv_compression.rotary import Rotary
 from kv_compression.selection import (
     PooledSelection,
     Selection,
@@ -223,33 +223,21 @@ class PrunedLayer(DynamicLayer):
         numbers = batch * heads * (key_dim + self.values.shape[3]) * self.seen_tokens
         return numbers * self.keys.element_size()
 
-    @property
-    def needs_rotation(self) -> bool:
-        """Whether `prune_if_due` must be told the rotation of the model's layer."""
-        return self.pruning is not None and getattr(self.pruning.method, "needs_rotation", False)
+    def needs(self, what: str) -> bool:
+        """Whether `prune_if_due` must be told the "rotation" or "output_weight" of the layer."""
+        return self.pruning is not None and getattr(self.pruning.method, f"needs_{what}", False)
 
-    def prune_if_due(
-        self,
-        queries: torch.Tensor | None = None,
-        scaling: float = 1.0,
-        rotary: Rotary | None = None,
-        attended: KeyValue | None = None,
-    ) -> None:
+    def prune_if_due(self, attended: Attended = NOTHING) -> None:
         """Prune what is due; call it when attention has read what the last `update` returned.
 
         A second call before the next `update` does nothing: a module may attend twice.
-
-        queries (B, Hq, Q, D) of the last update's tokens, scaling and rotary are attention's own,
-        for methods that score by them. So are the keys and values `attended`, where a model makes
-        them of what is stored: they are scored, and of all heads that come of a stored one the
-        mean counts. None for those that are stored.
         """
         if self._is_checked:
             return
         self._is_checked = True
         is_prefill = not self.is_stored
-        if queries is not None and self.pruning is not None:
-            self._note(queries, self.pruning, is_prefill)
+        if attended.queries is not None and self.pruning is not None:
+            self._note(attended.queries, self.pruning, is_prefill)
         if self._prompt_tokens_left:
             return
         if self._span is not None:
@@ -265,7 +253,7 @@ class PrunedLayer(DynamicLayer):
         timing = self.stopwatch.running(self.keys.device) if self.stopwatch else nullcontext()
         if counts != stored:
             with timing:
-                self._prune(counts, scaling, rotary, attended)
+                self._prune(counts, attended)
         elif is_prefill:
             with timing if self.kv_bits else nullcontext():
                 self._store(None)
@@ -301,13 +289,7 @@ class PrunedLayer(DynamicLayer):
         elif self._again and (window := pruning.method.query_window):
             self._queries.add(queries, window, self._new_padding, self._lengths)
 
-    def _prune(
-        self,
-        counts: list[int],
-        scaling: float,
-        rotary: Rotary | None,
-        attended: KeyValue | None,
-    ) -> None:
+    def _prune(self, counts: list[int], attended: Attended) -> None:
         """Store counts[b] tokens of each row, on average over heads."""
         assert self.pruning is not None
         padding: torch.Tensor | None = None
@@ -317,13 +299,16 @@ class PrunedLayer(DynamicLayer):
         else:
             positions = self._positions()
         stored = StoredLayer(
-            *(attended or (self.keys, self.values)),
+            *(attended.key_value or (self.keys, self.values)),
             positions,
             self._queries.states,
             self._queries.positions,
-            scaling,
+            attended.scaling,
             self.layer_idx,
-            rotary,
+            attended.rotary,
+            attended.output_weight,
+            tuple(counts),
+            self.pruning.budget,
         )
         scores, budget = self._scores(self.pruning.method, stored), self.pruning.budget
         if budget.pool == "head":

@@ -36,8 +36,7 @@ class RaggedStorage:
         wide = kept.index.shape[1]
         place = torch.arange(wide, device=keys.device)
         place = place - (wide - to_device(kept.totals, keys.device))[:, None]
-        counts = torch.zeros(batch, heads, dtype=torch.int64, device=keys.device)
-        self._kept_counts = counts.scatter_add_(1, head, (place >= 0).long())
+        self._kept_counts = kept.counts(heads, stored)
         begins = [0]
         for total in kept.totals:
             begins.append(begins[-1] + total + heads * room)

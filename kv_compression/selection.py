@@ -31,6 +31,14 @@ class PooledSelection:
     index: torch.Tensor
     totals: tuple[int, ...]
 
+    def counts(self, heads: int, stored: int) -> torch.Tensor:
+        """(B, H) int64: how many of each head's `stored` tokens stay."""
+        totals = to_device(self.totals, self.index.device)[:, None]
+        width = self.index.shape[1]
+        is_kept = torch.arange(width, device=self.index.device) >= width - totals
+        counts = is_kept.new_zeros(len(totals), heads, dtype=torch.int64)
+        return counts.scatter_add_(1, self.index // stored, is_kept.long())
+
 
 def padding_or_none(left_padding: Sequence[int]) -> tuple[int, ...] | None:
     """The same left_padding as a tuple, or None when no row left_padding later than 0."""
@@ -77,6 +85,18 @@ def select_pooled(
         scores = scores.masked_fill(_highest(scores, guaranteed), torch.inf)
     scores = scores.flatten(1)[:, None]
     return PooledSelection(_indices(_highest(scores, totals), totals)[:, 0], tuple(totals))
+
+
+def highest_of_heads(
+    scores: torch.Tensor, left_padding: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """(B, H, S) bool: the counts[b, h] highest of each head, of equal ones the earlier.
+
+    left_padding: (B, H or 1) int64, how many of a head's first tokens are padding.
+    """
+    order = _without_padding(scores, left_padding).argsort(dim=-1, descending=True, stable=True)
+    ranks = torch.arange(scores.shape[2], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, ranks) < counts[..., None]
 
 
 def _without_padding(scores: torch.Tensor, first: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kv_compression import budgets, methods, rope_length
+from kv_compression.attended import NOTHING, Attended
 from kv_compression.attention import Backend
 from kv_compression.attention_hook import use_attention
 from kv_compression.cache import PrunedCache
@@ -27,9 +28,7 @@ from kv_compression.measure import PeakMemory, Stopwatch, synchronize
 from kv_compression.methods import PruningMethod, StoredLayer
 from kv_compression.prefill.prompt_chunks import prompt_chunks, prompt_lengths
 from kv_compression.pruning import Pruning
-from kv_compression.rotary import Rotary
 from kv_compression.selection import PooledSelection, Selection, padding_or_none
-from kv_compression.storage import KeyValue
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,7 @@ class _ChoosingLayer(PrunedLayer):
     def look_at(
         self,
         full: PrunedLayer,
-        queries: torch.Tensor | None,
-        scaling: float,
-        rotary: Rotary | None,
-        attended: KeyValue | None,
+        attended: Attended,
         known: dict[str, torch.Tensor],
     ) -> None:
         """Choose among the tokens of `full`, once its prompt is complete.
@@ -82,7 +78,7 @@ class _ChoosingLayer(PrunedLayer):
         self._take_over(full)
         self._known = known
         self._is_checked = False
-        self.prune_if_due(queries, scaling, rotary, attended)
+        self.prune_if_due(attended)
         self._known = None
         # What attention read is not what `full` will store.
         self.keys = self.values = full.keys.new_empty(0)
@@ -115,6 +111,8 @@ class _ChoosingLayer(PrunedLayer):
     def _scores(self, method: PruningMethod, stored: StoredLayer) -> torch.Tensor:
         assert self._known is not None
         name = f"{type(method)} {vars(method)}"
+        if getattr(method, "scores_by_counts", False):
+            name += f" {stored.counts} {stored.budget}"
         if name not in self._known:
             self._known[name] = super()._scores(method, stored)
         return self._known[name]
@@ -132,24 +130,17 @@ class _FullLayer(PrunedLayer):
 
     choosing: Sequence[_ChoosingLayer] = ()
 
-    @property
-    def needs_rotation(self) -> bool:
+    def needs(self, what: str) -> bool:
         """Whether one of the others must be told."""
-        return any(layer.needs_rotation for layer in self.choosing)
+        return any(layer.needs(what) for layer in self.choosing)
 
-    def prune_if_due(
-        self,
-        queries: torch.Tensor | None = None,
-        scaling: float = 1.0,
-        rotary: Rotary | None = None,
-        attended: KeyValue | None = None,
-    ) -> None:
+    def prune_if_due(self, attended: Attended = NOTHING) -> None:
         """Let the others choose, while a prompt is read."""
         if self.storage is None and not self._is_checked and self.kind.is_full:
             known: dict[str, torch.Tensor] = {}
             for layer in self.choosing:
-                layer.look_at(self, queries, scaling, rotary, attended, known)
-        super().prune_if_due(queries, scaling, rotary, attended)
+                layer.look_at(self, attended, known)
+        super().prune_if_due(attended)
 
 
 class _FullCache(PrunedCache):

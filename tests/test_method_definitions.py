@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kv_compression.budgets import budget_class
 from kv_compression.methods import h2o, method_class
+from kv_compression.selection import select, select_pooled
 from tests.test_methods import allowed, layer_of, rotation, row_of
 
 
@@ -219,3 +221,35 @@ def test_methods_that_undo_the_rotation_say_what_they_need():
     for name in ("expected_attention", "leverage"):
         with pytest.raises(ValueError, match=f"{name} needs the rotation"):
             method_class(name)().score(replace(layer_of(5), rotary=None))
+
+
+@pytest.mark.parametrize("budget", ["uniform", "adakv"])
+def test_criticalkv_by_definition(budget):
+    stored, count, heads = 40, 11, 2
+    layer = replace(layer_of(stored), counts=(count,), budget=budget_class(budget)())
+    method = method_class("criticalkv")(window=4, kernel=3)
+    attention = method_class("snapkv")(window=4, kernel=3).score(layer)[0].double()
+    weights = layer.output_weight.T.double().unflatten(0, (heads, 2, -1))
+    norms = [
+        sum((layer.values[0, head].double() @ weight).abs().sum(-1) for weight in weights[head]) / 2
+        for head in range(heads)
+    ]
+    own = [count] * heads
+    if budget == "adakv":
+        sure = {(head, at) for head in range(heads) for at in kept_best(attention[head], 2)}
+        others = {(head, at) for head in range(heads) for at in range(stored)} - sure
+        others = sorted(others, key=lambda pair: -attention[pair].item())
+        kept = [*sure, *others[: heads * count - len(sure)]]
+        own = [sum(head == mine for mine, _ in kept) for head in range(heads)]
+        assert own[0] != own[1]
+    scores = method.score(layer)
+    if budget == "adakv":
+        index = select_pooled(scores, None, [heads * count], [2]).index[0]
+        chosen = [(index[index // stored == head] % stored).tolist() for head in range(heads)]
+    else:
+        chosen = select(scores, None, [count]).index[0].tolist()
+    for head in range(heads):
+        first = kept_best(attention[head], own[head] // 2)
+        second = (attention[head] + 1e-4) * norms[head]
+        rest = sorted(set(range(stored)) - set(first), key=lambda at: -second[at].item())
+        assert chosen[head] == sorted([*first, *rest[: own[head] - len(first)]])

@@ -12,6 +12,7 @@ from tests.test_methods import layer_of
 
 DEFAULTS = {
     "chunkkv": ({"chunk": 20, "window": 64, "kernel": 5}, 64),
+    "criticalkv": ({"window": 64, "kernel": 5, "first": 0.5}, 64),
     "expected_attention": ({"future": 512, "sinks": 4}, 256),
     "h2o": ({}, 256),
     "keydiff": ({}, 0),
@@ -54,6 +55,9 @@ def test_scores_of_a_bfloat16_cache_are_computed_in_float32(name):
         ("chunkkv", {"window": 0}, {"window": 1}),
         ("chunkkv", {"kernel": 2}, {"kernel": 1}),
         ("chunkkv", {"kernel": -1}, {"kernel": 3}),
+        ("criticalkv", {"window": 0}, {"window": 1}),
+        ("criticalkv", {"kernel": 2}, {"kernel": 1}),
+        ("criticalkv", {"first": 1.5}, {"first": 1.0}),
         ("expected_attention", {"future": 0}, {"future": 1}),
         ("expected_attention", {"sinks": -1}, {"sinks": 0}),
         ("l2", {"keep": "lowest"}, {"keep": "high"}),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_compression import methods
+from kv_compression.budgets.uniform import Budget as Uniform
 from kv_compression.generation import generate
 from kv_compression.methods import StoredLayer, expected_attention, method_class
 from kv_compression.pruning import Pruning
@@ -28,9 +29,10 @@ def layer_of(stored, rows=1, starts=None, heads=2, query_heads=4, head_dim=8, se
     keys, values, queries = random(heads), random(heads), random(query_heads)
     first = torch.tensor(starts or (0,) * rows)[:, None]
     positions = (torch.arange(stored) - first).clamp(min=-1)
-    return StoredLayer(
-        keys, values, positions[:, None], queries, positions, SCALING, layer_idx, ROTARY
-    )
+    known = queries, positions, SCALING, layer_idx, ROTARY
+    weight = torch.randn(12, query_heads * head_dim, generator=generator)
+    counts = tuple(-(-(stored - int(row)) // 2) for row in first)
+    return StoredLayer(keys, values, positions[:, None], *known, weight, counts, Uniform())
 
 
 def row_of(layer, row, start):
@@ -44,6 +46,9 @@ def row_of(layer, row, start):
         layer.scaling,
         layer.layer_idx,
         layer.rotary,
+        layer.output_weight,
+        (layer.counts[row],),
+        layer.budget,
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kv_compression import methods
+from kv_compression.attended import Attended
 from kv_compression.cache import PrunedCache
 from kv_compression.generation import generate
 from kv_compression.layer import PrunedLayer
@@ -71,7 +72,7 @@ def fill(layer, prompt, new_tokens, seed=0):
     for length in [prompt] + [1] * new_tokens:
         keys, values, queries = torch.randn(3, 1, 2, length, 8, generator=generator)
         layer.update(keys, values)
-        layer.prune_if_due(queries, 0.3)
+        layer.prune_if_due(Attended(queries, 0.3))
         yield layer.stored_tokens
 
 

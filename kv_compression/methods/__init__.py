@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from kv_compression.budgets import Budget
     from kv_compression.rotary import Rotary
 
 
@@ -34,6 +35,10 @@ class StoredLayer:
     query_positions: (B, Q) int64, negative for padding.
     scaling: what attention multiplies its scores by.
     rotary: the layer's rotation; None when it is not known.
+    output_weight: (hidden size, Hq * D) of the projection behind attention; None when it is not
+        known.
+    counts, budget: how many tokens of each row stay on average over heads, and who competes for
+        them; None when they are not known.
     """
 
     keys: torch.Tensor
@@ -44,6 +49,9 @@ class StoredLayer:
     scaling: float = 1.0
     layer_idx: int = 0
     rotary: Rotary | None = None
+    output_weight: torch.Tensor | None = None
+    counts: tuple[int, ...] | None = None
+    budget: Budget | None = None
 
     def by_head(self) -> Iterator[StoredLayer]:
         """The key/value heads one by one, each with its group's queries.
@@ -101,7 +109,9 @@ class PruningMethod(Protocol):
 
         A method that wants all of a prompt's says `all_prompt_queries = True` besides; this is then
         how many it gets while decoding. One that undoes the rotation of queries says
-        `needs_rotation = True`.
+        `needs_rotation = True`, one that weighs values by what the layer makes of them
+        `needs_output_weight = True`, one whose scores depend on how many tokens stay
+        `scores_by_counts = True`.
         """
         ...
 
@@ -121,14 +131,16 @@ def reason_unsupported(method: PruningMethod, model: PreTrainedModel) -> str | N
 
     Raises ValueError when the model does not let its attention be chosen.
     """
-    from kv_compression import rotary
+    from kv_compression import projection, rotary
 
-    if not getattr(method, "needs_rotation", False) or not (
-        problem := rotary.reason_unsupported(model)
-    ):
-        return None
     name = type(method).__module__.rpartition(".")[2]
-    return f"{name} undoes rotary positions, and {problem}"
+    if getattr(method, "needs_rotation", False) and (problem := rotary.reason_unsupported(model)):
+        return f"{name} undoes rotary positions, and {problem}"
+    if getattr(method, "needs_output_weight", False) and (
+        problem := projection.reason_unsupported(model)
+    ):
+        return f"{name} weighs values by the output projection, and {problem}"
+    return None
 
 
 def names() -> tuple[str, ...]:
