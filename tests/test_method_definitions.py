@@ -1,14 +1,21 @@
 """Methods against their definitions, in float64 and token by token."""
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from kv_compression.budgets import budget_class
 from kv_compression.methods import h2o, method_class
 from kv_compression.selection import select, select_pooled
+from longctx import qfilters
+from longctx.errors import SettingError
+from tests.runs import run
 from tests.test_methods import allowed, layer_of, rotation, row_of
 
 
@@ -253,3 +260,77 @@ def test_criticalkv_by_definition(budget):
         second = (attention[head] + 1e-4) * norms[head]
         rest = sorted(set(range(stored)) - set(first), key=lambda at: -second[at].item())
         assert chosen[head] == sorted([*first, *rest[: own[head] - len(first)]])
+
+
+def test_qfilters_by_definition(tmp_path):
+    stored = 30
+    layer = layer_of(stored)
+    scores = method_class("qfilters")().score(layer)[0]
+    filters = []
+    for head in range(2):
+        of_group = []
+        for query_head in (2 * head, 2 * head + 1):
+            queries = layer.queries[0, query_head].double()
+            main = torch.linalg.svd(queries).Vh[0]
+            of_group.append(main if (queries @ main).mean() > 0 else -main)
+        filters.append(torch.stack(of_group).mean(0))
+        expected = layer.keys[0, head].double() @ filters[-1]
+        assert (scores[head] - expected).abs().max() < allowed(expected, layer)
+    file = tmp_path / "filters.safetensors"
+    save_file({"1": torch.stack(filters).float()}, file)
+    from_file = method_class("qfilters")(file=str(file))
+    assert not from_file.all_prompt_queries
+    assert (from_file.score(layer)[0] - scores).abs().max() < allowed(scores, layer)
+    with pytest.raises(ValueError, match="is not of this model"):
+        from_file.score(replace(layer, layer_idx=2))
+    with pytest.raises(ValueError, match="cannot be read"):
+        method_class("qfilters")(file=str(tmp_path / "none"))
+
+
+@pytest.mark.model
+def test_filters_of_a_text_are_those_of_all_its_queries(tiny_folder, tmp_path, monkeypatch, capsys):
+    """The command, then a run with its file: filters are of the model's own queries."""
+    text, out = tmp_path / "text.txt", tmp_path / "filters.safetensors"
+    text.write_text(" ".join(f"word{number}" for number in range(300)))
+    for name, value in {"MODEL_ID": str(tiny_folder), "DTYPE": "float32"}.items():
+        monkeypatch.setenv(name, value)
+    command = [
+        "qfilters",
+        "--text",
+        str(text),
+        "--out",
+        str(out),
+        "--tokens",
+        "100",
+        "--pieces",
+        "3",
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    qfilters.main()
+    assert "filters from 300 tokens of text.txt" in capsys.readouterr().out
+    found = load_file(out)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    ids = AutoTokenizer.from_pretrained(tiny_folder)(text.read_text())["input_ids"][:300]
+    queries = []
+
+    def noted(module, query, key, value, mask, **options):
+        if module.layer_idx == 0:
+            queries.append(query[0].double())
+        return eager_attention_forward(module, query, key, value, mask, **options)
+
+    AttentionInterface.register("noted", noted)
+    model.set_attn_implementation("noted")
+    mask = torch.full((100, 100), -torch.inf).triu(1)[None, None]
+    for piece in torch.tensor(ids).view(3, 100):
+        model(piece[None], attention_mask=mask)
+    mains = []
+    for head in torch.cat(queries, dim=1):
+        main = torch.linalg.svd(head).Vh[0]
+        mains.append(main if (head @ main).mean() > 0 else -main)
+    expected = torch.stack(mains).unflatten(0, (found["0"].shape[0], -1)).mean(dim=1)
+    assert (found["0"] - expected).abs().max() < 1e-3  # directions of float32 queries
+    settings = {"KV_MODE": "qfilters", "QFILTERS_FILE": str(out), "KEEP_RATIO": "0.5"}
+    full = run(tiny_folder, tmp_path / "logs", PRUNE_AFTER="0", N_SAMPLES="2", **settings)
+    assert full["summary"]["n_failed"] == 0
+    with pytest.raises(SettingError, match="cannot be read"):
+        run(tiny_folder, tmp_path / "none", **settings | {"QFILTERS_FILE": "none.safetensors"})

@@ -19,6 +19,7 @@ DEFAULTS = {
     "l2": ({"keep": "low"}, 0),
     "lagkv": ({"sinks": 4, "lag": 128}, 0),
     "leverage": ({"sketch": 48, "seed": 0}, 0),
+    "qfilters": ({"file": ""}, 256),
     "random": ({"seed": 0}, 0),
     "snapkv": ({"window": 64, "kernel": 5}, 64),
     "tova": ({}, 1),
@@ -32,7 +33,7 @@ def test_defaults_and_the_queries_that_are_wanted(name):
     method = method_class(name)()
     assert vars(method) == parameters
     assert method.query_window == window
-    everything = name in ("expected_attention", "h2o")
+    everything = name in ("expected_attention", "h2o", "qfilters")
     assert prompt_queries(method, 10_000) == (10_000 if everything else window)
     assert prompt_queries(method, 1) == (1 if everything else min(window, 1))
 
