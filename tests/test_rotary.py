@@ -64,9 +64,9 @@ def settled(monkeypatch, model, position):
     """What each layer is told when a single token at `position` has attended: to itself alone."""
     seen, prune = [], PrunedLayer.prune_if_due
 
-    def spy(self, queries, scaling, rotary, attended):
-        seen.append((queries, rotary))
-        return prune(self, queries, scaling, rotary, attended)
+    def spy(self, attended):
+        seen.append((attended.queries, attended.rotary))
+        return prune(self, attended)
 
     cache = PrunedCache(4, Pruning(ExpectedAttention(), 0.5, prune_after=100))
     with monkeypatch.context() as patch, torch.no_grad():
