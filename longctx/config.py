@@ -79,12 +79,13 @@ class Variable:
 
     def unused_beside(self, values: Mapping[str, Any]) -> str | None:
         """The setting, as NAME=value, that leaves this one without effect; None where none does."""
-        chooser, *choices = self.unused_when or ("",)
-        if self.owner is not None:
-            chooser, choice = self.owner
-            choices = [] if values[chooser] == choice else [values[chooser]]
-        is_unused = bool(choices) and values[chooser] in choices
-        return f"{chooser}={values[chooser]}" if is_unused else None
+        if self.unused_when is not None:
+            name, *choices = self.unused_when
+            if values[name] in choices:
+                return f"{name}={values[name]}"
+        if self.owner is not None and values[self.owner[0]] != self.owner[1]:
+            return f"{self.owner[0]}={values[self.owner[0]]}"
+        return None
 
     @property
     def is_list(self) -> bool:
@@ -166,11 +167,15 @@ _PLUGINS: Mapping[str, tuple[Callable[[], Iterable[str]], Callable[[str], type]]
 def variables(cls: type) -> list[Variable]:
     """Every variable of a script: its settings, then those of the plug-ins that it can choose."""
     found = list(_declared(cls))
-    groups = {known.name: known.group for known in found}
+    by_name = {known.name: known for known in found}
     for variable, (choices, class_of) in _PLUGINS.items():
-        if group := groups.get(variable):
+        if chooser := by_name.get(variable):
             for name in choices():
-                found += _declared(class_of(name), (variable, name), group)
+                mine = _declared(class_of(name), (variable, name), chooser.group)
+                # What chooses may itself be without effect.
+                found += [
+                    dataclasses.replace(each, unused_when=chooser.unused_when) for each in mine
+                ]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 
 import pytest
@@ -67,10 +68,14 @@ def test_rows_are_those_of_runs_of_their_own(tiny_folder, tmp_path, scope):
         assert full["run_meta"]["fingerprint"] != own["run_meta"]["fingerprint"]
 
 
-def test_budgets_are_a_list_too(tiny_folder, tmp_path):
+def test_budgets_are_a_list_too(tiny_folder, tmp_path, capsys):
     lists = {"KV_MODE": "l2", "KEEP_RATIO": "0.25", "KV_BUDGET": "uniform,adakv,whole_model"}
     changes = SETTINGS | lists | {"KV_SCOPE": "context", "CONTEXTS": "200", "N_SAMPLES": "3"}
     cli.main(narrativeqa_eval.TASK, "", environ(tiny_folder, tmp_path / "together", **changes))
+    (table,) = re.findall(
+        r"KV_SCOPE=context, 200 tokens.*Score, what", capsys.readouterr().out, re.S
+    )
+    assert all(f" {name} " in table for name in ("l2", "l2 adakv", "l2 whole_model"))
     found = {}
     for path in (tmp_path / "together").glob("*_full.json"):
         full = json.loads(path.read_text())
